@@ -1,0 +1,31 @@
+"Everything that describes the package stands in settings.ini; this file only hands it to setuptools."
+from configparser import ConfigParser
+from pathlib import Path
+from setuptools import setup, find_packages
+
+config = ConfigParser(delimiters=['='])
+config.read(Path(__file__).parent/'settings.ini', encoding='utf-8')
+cfg = config['DEFAULT']
+words = lambda key: cfg.get(key, '').split()
+
+setup(
+    name=cfg['lib_name'],
+    version=cfg['version'],
+    description=cfg['description'],
+    long_description=(Path(__file__).parent/'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    author=cfg['author'],
+    author_email=cfg['author_email'],
+    url=cfg['git_url'],
+    keywords=cfg['keywords'],
+    license='Apache-2.0',
+    packages=find_packages(include=['madd', 'madd.*']),
+    package_data={'madd': words('package_data')},
+    install_requires=words('requirements'),
+    extras_require={'dev': words('dev_requirements')},
+    python_requires='>=' + cfg['min_python'],
+    entry_points={'console_scripts': words('console_scripts'), 'nbdev': ['madd=madd._modidx:d']},
+    classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research',
+                 'Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
+    zip_safe=False,
+)
