@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['REAL', 'FAKE', 'SCORE_NOTE', 'ATTENTION_NOTE', 'STAGES', 'UserError', 'seed_everything', 'default_device',
-           'atomic_path', 'write_json', 'read_json', 'progress', 'normalise', 'denormalise', 'house_style',
-           'pipeline_strip', 'show_images', 'heat_over', 'show_maps', 'show_flow', 'label_forged']
+           'reuse_memory', 'atomic_path', 'write_json', 'read_json', 'progress', 'normalise', 'denormalise',
+           'house_style', 'pipeline_strip', 'show_images', 'heat_over', 'show_maps', 'show_flow', 'label_forged']
 
 # %% ../nbs/00_core.ipynb #7f23006f
-import json, os, random, sys, textwrap
+import ctypes, json, os, random, sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,6 +49,15 @@ def default_device() -> torch.device: # 'cuda', 'mps' or 'cpu'
     if torch.cuda.is_available(): return torch.device('cuda')
     if torch.backends.mps.is_available(): return torch.device('mps')
     return torch.device('cpu')
+
+# %% ../nbs/00_core.ipynb #41a6c6ee
+def reuse_memory() -> bool: # Whether the allocator took the advice
+    "Let the C allocator keep large buffers between batches: a faster CPU for a little memory"
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # names of glibc's mallopt
+    try:
+        libc = ctypes.CDLL('libc.so.6')
+        return all([libc.mallopt(mmap_threshold, 1 << 30), libc.mallopt(trim_threshold, (1 << 31) - 1), libc.mallopt(top_pad, 1 << 26)])
+    except (OSError, AttributeError): return False
 
 # %% ../nbs/00_core.ipynb #625f3008
 @contextmanager
