@@ -70,6 +70,8 @@ def atomic_path(
     tmp = path.with_name(f'.{path.stem}.{os.getpid()}.part{path.suffix}')
     try:
         yield tmp
+        mask = os.umask(0); os.umask(mask)
+        tmp.chmod(0o666 & ~mask)   # some writers create files that only their owner may read
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 

@@ -1,0 +1,210 @@
+"The `madd` command from end to end, as a person would type it"
+import json, os, re, signal, subprocess, sys, time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+SCRIPT = Path(sys.executable).with_name('madd')
+START = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, '-c', 'import sys; from madd.cli import main; sys.exit(main())']
+COMMANDS = ('demo', 'portraits', 'forge', 'index', 'extract', 'train', 'evaluate', 'predict')
+
+
+def madd(*words, cwd=None, status=0, **kw):
+    "Run `madd words` and expect an exit status; every failure must be a sentence, never a traceback"
+    env = os.environ | dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1', HF_HUB_OFFLINE='1')
+    done = subprocess.run([*START, *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300, **kw)
+    assert done.returncode == status, f'{words}: status {done.returncode}\n{done.stdout}\n{done.stderr}'
+    if '--debug' not in words: assert 'Traceback' not in done.stderr
+    if status == 2: assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    return done
+
+
+def no_leftovers(folder):
+    assert not [p for p in Path(folder).rglob('*') if '.part' in p.name]
+
+
+@pytest.fixture(scope='module')
+def work(tmp_path_factory):
+    "One small run through all commands, in the order of the pipeline; the tests below look at what it left"
+    d, said = tmp_path_factory.mktemp('cli'), {}
+    def step(name, *words): said[name] = madd(*words, cwd=d).stdout
+    step('forge', 'forge', 'set', '--identities', 6, '--frames', 3, '--size', 128, '--crf', 23, '--seed', 1)
+    step('index', 'index', 'set', '-o', 'tables/videos.parquet')
+    step('extract', 'extract', 'tables/videos.parquet', 'crops', '--size', 96, '--frames', 2)
+    small = ('--backbone', 'mobilenetv2_035', '--random', '--epochs', 1, '-b', 8, '--device', 'cpu')
+    step('train', 'train', 'crops', 'models/small', '--maps', 2, *small)
+    step('plain', 'train', 'crops/manifest.parquet', 'models/control', '--plain', *small)
+    step('evaluate', 'evaluate', 'models/small', 'models/control', '--data', 'crops', '-o', 'measured', '--device', 'cpu')
+    clips = sorted((d/'set').glob('manipulated_sequences/Deepfakes/c23/videos/*.mp4'))[:1] + sorted((d/'set').glob('original_sequences/*/c23/videos/*.mp4'))[:1]
+    said['clips'] = [str(c.relative_to(d)) for c in clips]
+    step('predict', 'predict', *said['clips'], '--model', 'models/small', '-o', 'judged', '--frames', 3, '--device', 'cpu')
+    return d, said
+
+
+def test_forge_makes_the_tree_of_faceforensics(work):
+    d, said = work
+    assert len(list((d/'set'/'original_sequences'/'youtube'/'c23'/'videos').glob('*.mp4'))) == 6
+    assert {p.name for p in (d/'set'/'splits').iterdir()} == {'train.json', 'val.json', 'test.json'}
+    assert 'forgeries' in said['forge'] and 'madd index set' in said['forge']
+    no_leftovers(d/'set')
+
+
+def test_index_lists_every_clip_with_its_split(work):
+    d, said = work
+    df = pd.read_parquet(d/'tables'/'videos.parquet')
+    assert len(df) == len([p for p in (d/'set').rglob('*.mp4') if 'masks' not in p.parts])
+    assert set(df.split) == {'train', 'val', 'test'} and df.video.is_unique
+    assert all(Path(p).is_absolute() for p in df.path)      # the manifest may lie anywhere
+    assert 'Deepfakes' in said['index']
+
+
+def test_extract_writes_crops_for_every_frame(work):
+    d, said = work
+    df = pd.read_parquet(d/'crops'/'manifest.parquet')
+    assert (df['size'] == 96).all() and (df.groupby('video').size() == 2).all()
+    assert all((d/'crops'/c).is_file() for c in df.crop if c)
+    assert (df.crop != '').mean() > .9
+
+
+def test_train_leaves_a_model_that_knows_its_crops(work):
+    d, said = work
+    for name, kind in (('small', 'MADD'), ('control', 'PlainDetector')):
+        config = json.loads((d/'models'/name/'config.json').read_text())
+        assert config['model'] == kind and config['notes']['size'] == 96 and config['notes']['margin'] == .3
+        assert (d/'models'/name/'model.safetensors').is_file() and (d/'models'/name/'history.csv').is_file()
+        assert not [p for p in (d/'models'/name).rglob('*') if p.suffix in ('.pkl', '.pth', '.pt')]
+
+
+def test_evaluate_measures_both_and_names_the_control(work):
+    d, said = work
+    t = pd.read_csv(d/'measured'/'metrics.csv')
+    assert set(t.model) == {'small', 'plain'} and set(t.level) == {'frame', 'video'} and 'gain' in t
+    assert (t.coverage > 0).all() and t.auc.between(0, 1).all()
+    assert '</html>' in (d/'measured'/'report.html').read_text() and json.loads((d/'measured'/'metrics.json').read_text())['video_auc'] >= 0
+
+
+def test_predict_gives_words_numbers_and_pictures(work):
+    d, said = work
+    rows = [json.loads(line) for line in (d/'judged'/'predictions.jsonl').read_text().splitlines()]
+    assert [r['path'] for r in rows] == sorted(said['clips'])
+    for r in rows:
+        ps = [f['probability'] for f in r['frames'] if f['probability'] is not None]
+        assert len(r['frames']) == 3 and r['probability'] == pytest.approx(sum(ps)/len(ps), abs=1e-5)
+        assert (d/'judged'/'files'/r['figure']).is_file()
+    page = (d/'judged'/'predictions.html').read_text()
+    assert 'not proof' in page and all(Path(c).name in page for c in said['clips'])
+    assert 'not proof' in said['predict'] and 'predictions.html' in said['predict']
+
+
+def test_predict_does_not_repeat_unchanged_files(work):
+    d, said = work
+    cases = sorted((d/'judged'/'files').glob('*.json'))
+    old = [c.stat().st_mtime_ns for c in cases]
+    out = madd('predict', *said['clips'], '--model', 'models/small', '-o', 'judged', '--frames', 3, '--json', '--device', 'cpu', cwd=d).stdout
+    assert [c.stat().st_mtime_ns for c in cases] == old
+    assert [json.loads(line)['path'] for line in out.splitlines()] == sorted(said['clips'])   # nothing but JSON on stdout
+
+
+def test_same_seed_same_bytes(work):
+    d, _ = work
+    one = sorted((d/'set').rglob('*.mp4'))[0].relative_to(d/'set')
+    madd('forge', 'again', '--identities', 6, '--frames', 3, '--size', 128, '--crf', 23, '--seed', 1, cwd=d)
+    assert (d/'again'/one).read_bytes() == (d/'set'/one).read_bytes()
+
+
+def test_help_everywhere_and_every_option_explained():
+    assert all(c in madd('--help').stdout for c in COMMANDS)
+    assert madd().stdout == madd('--help').stdout
+    from typer.main import get_command
+    from madd.cli import app
+    commands = get_command(app).commands
+    assert set(COMMANDS) <= set(commands)
+    for name, c in commands.items():
+        assert c.help, name
+        for p in c.params: assert getattr(p, 'help', None), f'{name} {p.name} has no help'
+    for name in COMMANDS[:2]: assert name in madd(name, '--help').stdout
+
+
+def test_version():
+    import madd as package
+    assert madd('--version').stdout.strip() == f'madd {package.__version__}'
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    def once():
+        t = time.perf_counter(); madd('--help'); return time.perf_counter() - t
+    assert min(once() for _ in range(3)) < 1
+    loaded = subprocess.run([sys.executable, '-c', 'import sys, madd.cli; print(*sys.modules)'], capture_output=True, text=True, check=True).stdout.split()
+    assert not {'torch', 'cv2', 'numpy', 'pandas', 'fastai', 'timm', 'matplotlib'} & set(loaded)
+
+
+@pytest.mark.parametrize('words, says', [
+    (('frobnicate',), 'frobnicate'),
+    (('forge',), 'OUT'),
+    (('forge', 'x', '--frames', 'many'), 'many'),
+    (('train', 'x', 'y', '--wings'), '--wings'),
+    (('predict', 'x.jpg'), '--model'),
+])
+def test_mistyped_words_point_to_help(words, says, tmp_path):
+    done = madd(*words, cwd=tmp_path, status=2)
+    assert says in done.stderr and '--help' in done.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('words, says', [
+    (('index', 'nowhere'), 'does not exist'),
+    (('index', '.'), 'no layout'),
+    (('extract', 'nothing.parquet', 'out'), 'no manifest'),
+    (('train', 'nothing', 'out'), 'no manifest'),
+    (('forge', 'out', '--identities', '7'), 'even'),
+    (('forge', 'out', '--faces', 'nobody'), 'nobody'),
+    (('predict', '.', '--model', 'nothing'), 'nothing'),
+    (('evaluate', 'nothing', '--data', 'nothing'), 'no manifest'),
+])
+def test_wrong_input_is_one_sentence(words, says, tmp_path):
+    done = madd(*words, cwd=tmp_path, status=2)
+    assert says in done.stderr
+    assert not (tmp_path/'out').exists() or not any(p.is_file() for p in (tmp_path/'out').rglob('*'))
+
+
+@pytest.mark.parametrize('words', [('--debug', 'index', 'nowhere'), ('index', 'nowhere', '--debug')])
+def test_debug_shows_the_traceback(words, tmp_path):
+    done = subprocess.run([*START, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and 'Traceback' in done.stderr and 'does not exist' in done.stderr.splitlines()[-1]
+
+
+def test_a_bug_is_called_a_bug(monkeypatch, capsys, tmp_path):
+    import madd.data
+    from madd.cli import main
+    def broken(*args, **kw): raise ZeroDivisionError('division by zero')
+    monkeypatch.setattr(madd.data, 'index', broken)
+    assert main(['index', str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert 'bug in madd' in said and 'ZeroDivisionError' in said and 'Traceback' not in said
+    assert main(['--debug', 'index', str(tmp_path)]) == 1
+    assert 'Traceback' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='POSIX signals')
+def test_ctrl_c_is_quiet_and_the_same_command_goes_on(tmp_path):
+    words = ['forge', 'set', '--identities', '12', '--frames', '2', '--size', '96', '--crf', '23']
+    child = subprocess.Popen([*START, *words], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                             start_new_session=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+    until = time.time() + 90
+    while not list(tmp_path.rglob('*.mp4')) and time.time() < until and child.poll() is None: time.sleep(.05)
+    os.killpg(child.pid, signal.SIGINT)          # what a terminal does: everybody in the group hears it
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130, err
+    assert 'Traceback' not in err and 'Error' not in err, err
+    kept = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.mp4') if '.part' not in p.name}
+    assert kept and len(kept) < 100
+    madd(*words, cwd=tmp_path)
+    assert all(p.stat().st_mtime_ns == t for p, t in kept.items())    # finished clips were not made again
+    no_leftovers(tmp_path)
+
+
+def test_a_reader_who_leaves_is_no_error(work):
+    d, said = work
+    line = ' '.join([*(f"'{s}'" for s in START), 'predict', *said['clips'], '--model', 'models/small', '-o', 'judged', '--frames', '3', '--json', '--device', 'cpu', '| head -c 10'])
+    done = subprocess.run(line, shell=True, cwd=d, capture_output=True, text=True, timeout=120, env=os.environ | dict(TQDM_DISABLE='1'))
+    assert not re.search('Traceback|Error', done.stderr), done.stderr

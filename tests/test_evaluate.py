@@ -1,0 +1,217 @@
+"Numbers that mean what they say, and the page they are shown on. Every test is named after the mistake it prevents."
+import json, math, re, time, warnings
+
+import matplotlib; matplotlib.use('agg')
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
+
+from madd.core import ATTENTION_NOTE, FAKE, REAL, SCORE_NOTE, UserError
+from madd.evaluate import (WEIGHTED, bootstrap, bootstrap_interval, compare, evaluate, metrics, metrics_table, resample_weights, score_crops,
+                           slices, video_scores)
+from madd.manifest import video_row
+from madd.media import save_image
+from madd.report import Picture, Section, caveats, headline, prediction_page, verdict_words, write_metrics, write_report
+
+
+class Brightness(torch.nn.Module):
+    "A detector that answers with the mean brightness: its scores are known in advance"
+    notes = {'margin': .3}
+    def __init__(self): super().__init__(); self.scale = torch.nn.Parameter(torch.tensor(4.))
+    def forward(self, x): z = self.scale*x.mean((1, 2, 3)); return torch.stack([-z/2, z/2], 1)
+
+
+def frame_scores(seed=0, n=12, frames=3, compressions=('c23', 'c40'), methods=('Deepfakes', 'FaceSwap'), shift=1., dataset='toy'):
+    rng, rows = np.random.default_rng(seed), []
+    for c in compressions:
+        for m in ('original', *methods):
+            for i in range(n):
+                base = rng.normal() + (shift if m != 'original' else -shift)
+                for f in range(frames):
+                    rows.append(video_row(f'{i:03}.mp4', int(m != 'original'), dataset, m, c, split='test') | dict(frame=f, prob=float(1/(1 + np.exp(-base - .3*rng.normal())))))
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def crops(tmp_path):
+    "Crops whose brightness is their score; two rows have no face"
+    rng, rows = np.random.default_rng(0), []
+    for m in ('original', 'Deepfakes'):
+        for i in range(6):
+            for f in range(2):
+                v, crop = int(rng.integers(0, 255)), f'{m}{i}{f}.png'
+                save_image(tmp_path/crop, np.full((24, 24, 3), v, np.uint8))
+                rows.append(video_row(f'{i}.mp4', int(m != 'original'), 'toy', m, 'c23', split='test') | dict(frame=f, crop=crop, value=v, margin=.3, size=24, reason=''))
+    df = pd.DataFrame(rows)
+    df.loc[[1, 15], ['crop', 'reason']] = ['', 'no face was found']
+    return df, tmp_path
+
+
+# The probability must be that of *fake* (class 1), and belong to its own row.
+def test_scores_are_p_fake_and_stay_in_their_rows(crops):
+    df, root = crops
+    got = score_crops(Brightness(), df.sample(frac=1, random_state=1), root, batch_size=5)
+    want = 1/(1 + np.exp(-4*(got.value/127.5 - 1)))
+    have = got.crop != ''
+    assert np.allclose(got.prob[have], want[have], atol=1e-6) and got.prob[~have].isna().all()
+
+
+# A frame without a face must not become 0.5, and must not vanish from the count.
+def test_missing_faces_are_neither_half_nor_forgotten(crops):
+    df, root = crops
+    table = evaluate({'plain': Brightness()}, df, root, n=20)
+    row = table[(table.level == 'frame') & (table.method == 'all')].iloc[0]
+    assert row.n == len(df) - 2 and math.isclose(row.coverage, 1 - 2/len(df))
+
+
+# A model trained with another crop margin gives other scores: nobody may use it without being told.
+def test_another_margin_is_not_used_in_silence(crops):
+    df, root = crops
+    with pytest.warns(UserWarning, match='margin'): score_crops(Brightness(), df.assign(margin=.5), root)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error'); score_crops(Brightness(), df, root)
+
+
+# Only the asked split is measured; a split that does not exist is an error and not an empty table.
+def test_training_rows_are_not_measured(crops):
+    df, root = crops
+    half = df.assign(split=np.where(df.index % 4 < 2, 'train', 'test'))
+    assert evaluate({'plain': Brightness()}, half, root, n=5).n.max() < len(df)/2 + 1
+    with pytest.raises(UserError, match="split 'val'"): evaluate({'plain': Brightness()}, half, root, split='val')
+
+
+# Video scores use the full key: the same name under another manipulation is another video.
+def test_videos_of_one_name_are_not_averaged_together():
+    v = video_scores(frame_scores(n=5))
+    assert len(v) == 5*3*2 and (v.n_frames == 3).all()
+
+
+# A manipulation is compared with reals of its own compression and of its own data set only.
+def test_reals_of_another_compression_or_data_set_stay_out():
+    both = pd.concat([frame_scores(0), frame_scores(1, dataset='other')])
+    seen = {(d, c, m): rows for d, c, m, rows in slices(both)}
+    assert len(seen) == 2*2*3
+    for (d, c, m), rows in seen.items():
+        assert set(rows.compression) == {c} and set(rows.dataset) == {d} and set(rows.method) <= {'original', m} | ({'Deepfakes', 'FaceSwap'} if m == 'all' else set())
+
+
+# Every number of the table must be what scikit-learn says about the same rows.
+def test_the_table_agrees_with_scikit_learn():
+    d = frame_scores()
+    d.loc[::7, 'prob'] = np.nan
+    t = metrics_table({'plain': d}, n=10).set_index(['level', 'compression', 'method'])
+    for (level, c, m), row in t.iterrows():
+        part = (d if level == 'frame' else video_scores(d)).query('compression == @c').dropna(subset='prob')
+        part = part if m == 'all' else part[part.method.isin(['original', m])]
+        assert math.isclose(row.auc, roc_auc_score(part.label, part.prob)) and math.isclose(row.ap, average_precision_score(part.label, part.prob))
+        assert math.isclose(row.log_loss, log_loss(part.label, part.prob)) and row.n == len(part)
+        assert row.lo <= row.auc <= row.hi or row.lo == row.hi
+
+
+# The fast weighted metrics are the slow ones on repeated rows, ties and all.
+def test_fast_bootstrap_is_the_slow_one():
+    rng = np.random.default_rng(1)
+    d = pd.DataFrame({'video': np.repeat(np.arange(20), 2), 'label': np.repeat(rng.permutation([0]*8 + [1]*12), 2), 'prob': rng.integers(0, 6, 40)/5})
+    w, draws = resample_weights(d, n=5, seed=3), bootstrap(d, list(WEIGHTED), n=5, seed=3)
+    for k in range(5):
+        rows = np.repeat(np.arange(40), w[k].astype(int))
+        slow = metrics(d.label[rows], d.prob[rows])
+        assert all(math.isclose(draws[name][k], slow[name], rel_tol=1e-5, abs_tol=1e-6) for name in WEIGHTED)
+
+
+# A test set as large as FF++'s must not take minutes or gigabytes.
+def test_the_bootstrap_is_fast_at_full_size():
+    rng = np.random.default_rng(0)
+    d = pd.DataFrame({'video': np.repeat(np.arange(700), 20), 'label': np.repeat((np.arange(700) >= 140).astype(int), 20), 'prob': rng.random(14000)})
+    t = time.process_time(); i = bootstrap_interval(d); seconds = time.process_time() - t
+    assert seconds < 12 and i.lo < .5 < i.hi
+
+
+# Models are compared on the same rows, joined by key: the order of a table must not matter.
+def test_paired_difference_does_not_depend_on_row_order():
+    a, b = frame_scores(0), frame_scores(0).assign(prob=lambda d: d.prob**2)
+    assert compare(a, b, n=50) == compare(a, b.sample(frac=1, random_state=0), n=50)
+    assert compare(a, b.assign(prob=1 - b.prob), n=50).lo > 0
+
+
+# A table without the plain backbone must say so.
+def test_a_missing_control_is_mentioned():
+    with pytest.warns(UserWarning, match='plain backbone'): metrics_table({'MADD': frame_scores()}, n=5)
+
+
+# One class only: no AUC, no crash, no number made up, and no report.
+def test_one_class_has_no_auc(tmp_path):
+    d = frame_scores()
+    only = d[d.label == FAKE]
+    t = metrics_table({'plain': only, 'MADD': only}, n=5)
+    assert t.auc.isna().all() and t.acc.notna().all()
+    with pytest.raises(UserError, match='one class only'): write_metrics(tmp_path, t)
+
+
+# Nothing was scored at all: zero coverage, not an exception in the middle of a night's run.
+def test_no_scores_at_all_is_a_row_with_zero_coverage():
+    t = metrics_table({'plain': frame_scores().assign(prob=np.nan)}, n=5)
+    assert (t.coverage == 0).all() and (t.n == 0).all()
+
+
+# The log loss is the logarithm's: not the one that ends at 0.313.
+def test_the_log_loss_trap_is_not_ours():
+    assert metrics([0, 1], [1e-9, 1 - 1e-9])['log_loss'] < 1e-6
+    assert metrics([0, 1], [1e-9, 1 - 1e-9])['log_loss_clipped'] == pytest.approx(-math.log(.99))
+
+
+# The same seed gives the same interval in every run.
+def test_intervals_repeat():
+    assert bootstrap_interval(frame_scores(), seed=4) == bootstrap_interval(frame_scores(), seed=4) != bootstrap_interval(frame_scores(), seed=5)
+
+
+@pytest.fixture(scope='module')
+def page(tmp_path_factory):
+    out = tmp_path_factory.mktemp('report')
+    scores = {'MADD': frame_scores(0, n=6).assign(crop='a.png', reason=''), 'plain': frame_scores(1, n=6, shift=.5).assign(crop='a.png', reason='')}
+    save_image(out/'a.png', np.zeros((30, 30, 3), np.uint8))
+    table = metrics_table(scores, n=50)
+    path = write_report(out, table, scores, [Picture(np.zeros((9, 9, 3), np.uint8), 'maps', 'beside the mask'), Section('Training <curves>', [np.ones((9, 9, 3), np.uint8)])],
+                        root=out, settings=dict(seed=0, nested=dict(lr=1e-3, nothing=float('nan'))))
+    return path, path.read_text(), table
+
+
+# A page that needs the internet, or files beside it, is broken as soon as it is mailed.
+def test_the_page_stands_alone(page):
+    _, html, _ = page
+    refs = re.findall(r'(?:src|href)="([^"]{0,40})', html)
+    assert refs and all(r.startswith('data:image/') for r in refs)
+    assert '<script' not in html and 'url(' not in html and '@import' not in html and str(page[0].parent) not in html
+
+
+# What the page must always say.
+def test_the_page_carries_both_notes_and_the_control(page):
+    text = page[1].replace('&#39;', "'")
+    assert SCORE_NOTE in text and ATTENTION_NOTE in text and 'plain backbone' in text and 'Missed fake' in text and 'Training &lt;curves&gt;' in text
+
+
+# metrics.json: the four numbers on top, finite everywhere, equal to the table.
+def test_metrics_json_is_finite_and_equal_to_the_table(page):
+    path, _, table = page
+    m = json.loads((path.parent/'metrics.json').read_text(), parse_constant=lambda c: pytest.fail(f'{c} in metrics.json'))
+    row = table.query("model == 'MADD' and level == 'video' and compression == 'c23' and method == 'all'").iloc[0]
+    assert m['video_auc'] == row.auc and list(m)[:4] == ['video_auc', 'frame_auc', 'control_video_auc', 'control_frame_auc']
+    assert m['results']['plain']['frame']['c40']['FaceSwap']['n'] == 36 and 'nothing' not in m['settings']['nested']
+    assert len(pd.read_csv(path.parent/'metrics.csv')) == len(table)
+
+
+# The words must be able to say "no better" and "worse": a page that only knows praise is advertising.
+def test_the_words_can_say_no(page):
+    top = headline(page[2])
+    assert 'within what chance' in verdict_words(top | dict(video_gain_interval=[-.1, .1]))[1]
+    assert 'worse than its own backbone' in verdict_words(top | dict(video_gain_interval=[-.2, -.1]))[1]
+    assert any('small' in c for c in caveats(page[2], top))
+
+
+# Names of files are other people's text.
+def test_file_names_cannot_inject_markup(tmp_path):
+    evil = '<b onload=alert(1)>.mp4'
+    p = prediction_page([dict(path=evil, verdict='no verdict', probability=None, reason='<i>broken</i>', frames=[])], tmp_path/'p.html')
+    assert '<b onload' not in p.read_text() and '<i>broken' not in p.read_text() and 'onload=alert(1)' in p.read_text()
