@@ -156,7 +156,7 @@ def warp(
 
 # %% ../nbs/01_faces.ipynb #ad6ebf1a
 CLOSE_UP, CLOSE_FACE = 160, 0.7 # side of a close-up in pixels; share of it that the face fills
-SEEN = 48                       # from this height on, in pixels, a face counts as well seen
+SEEN = 24                       # from this height on, in pixels, a first look is good enough for a second
 
 # %% ../nbs/01_faces.ipynb #9cbc64df
 @patch
@@ -200,15 +200,16 @@ def sides(self:FaceDetector,
 def __call__(self:FaceDetector,
     rgb:np.ndarray, # (H, W, 3) bytes
 ) -> list: # `Face`s, largest first; small ones beside a large one may be left out
-    "Look from afar, step closer until a face is well seen, then take a close-up of every face"
+    "Look from afar, step closer until a face is seen well enough, and confirm every face in a close-up"
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3: raise UserError(f'A frame must be RGB bytes (H, W, 3), not {rgb.dtype} of shape {rgb.shape}.')
     longest = max(rgb.shape[:2])
     for side in self.sides(longest):
         found = self.search(rgb, side)
         tallest = max([f.height for f in found], default=0)*min(1, side/longest)
-        if tallest >= SEEN or (found and side >= self.max_side): break
-    faces = [f for f in (self.refine(rgb, f) for f in found) if f]
-    return sorted(faces, key=lambda f: -f.height)
+        if tallest < SEEN and side < min(self.max_side, longest): continue    # too small to bother, step closer
+        faces = [f for f in (self.refine(rgb, f) for f in found) if f]
+        if faces: return sorted(faces, key=lambda f: -f.height)
+    return []
 
 # %% ../nbs/01_faces.ipynb #88e420e7
 def first_face(
@@ -414,7 +415,7 @@ def _run_all(
 
 # %% ../nbs/01_faces.ipynb #f5b3c9e4
 def extract(
-    manifest,              # A manifest of pictures and clips, or the path of one
+    manifest,              # A manifest of pictures and clips, or its path (relative paths in it then start at its folder)
     out_dir:str|Path,      # Gets `crops/`, `masks/` and `manifest.parquet`
     size:int=380,          # Side of a crop, pixels
     n_frames:int|None=8,   # Frames per clip, evenly spaced; all of them when `None`

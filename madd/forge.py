@@ -388,7 +388,7 @@ def neural_textures(
     t:float=0.,              # Place in the clip, 0 to 1
 ) -> Forged:
     "The mouth, moved and drawn again by a network with uneven up-sampling"
-    uneven, detail, soft = rng.uniform(.007, .014), rng.uniform((.6, .2), (.9, .5)), rng.uniform(.05, .09)
+    uneven, detail, soft = rng.uniform(.009, .017), rng.uniform((.6, .2), (.9, .5)), rng.uniform(.05, .09)
     lead = expression_gap(target, source)
     amounts = dict(smile=.7 * lead['smile'] + rng.uniform(-.5, .5) * (.75 + .25 * wave(rng, t)),
                    open=.7 * lead['open'] + rng.uniform(.15, .4) * (.6 + .4 * wave(rng, t)))

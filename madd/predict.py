@@ -213,9 +213,7 @@ def _watched(v:Verdict, frames):
         try: yield from frames
         except BadMedia as e: v.reason = e.reason
         except (OSError, MemoryError) as e: v.reason = f'the system could not read it ({getattr(e, "strerror", None) or "not enough memory"})'
-    told = f'Cannot read {v.path}: '
-    said = [str(w.message).removeprefix(told) for w in caught if str(w.message).startswith(told)]
-    v.notes += [t[0].upper() + t[1:] for t in said]
+    v.notes += ['The file' + str(w.message).removeprefix(v.path) for w in caught if str(w.message).startswith(f'{v.path} ')]
 
 # %% ../nbs/14_predict.ipynb #00f7b7ef
 @patch

@@ -57,17 +57,18 @@ def verdict_words(
 ) -> list: # Sentences
     "The result in plain words, with its uncertainty, and the comparison with the plain backbone"
     pct = lambda v: f'{100*v:.1f}'
+    between = lambda lo, hi, f: f'95 % interval {f(lo)} to {f(hi)}' if lo == lo else 'too few videos for an interval'
     what = f'{top["videos"]} test videos' + (f' at compression {top["compression"]}' if top['compression'] else '')
     lo, hi = top['video_auc_interval']
     who = 'all of people it has never seen' if unseen else 'some perhaps of people it was trained on'
     out = [f'On {what}, {who}, {top["model"]} puts a forged video above a real one in {pct(top["video_auc"])} of 100 cases '
-           f'(95 % interval {pct(lo)} to {pct(hi)}; a coin would reach 50).']
+           f'({between(lo, hi, pct)}; a coin would reach 50).']
     if 'control_video_auc' not in top: return out + ['There is no plain backbone to compare with, so nobody can tell what attention adds.']
     lo, hi = top.get('video_gain_interval', (math.nan, math.nan))
     better = ('That is more than chance would explain' if lo > 0 else 'The attention model does worse than its own backbone' if hi < 0
-              else 'That difference is within what chance would explain')
+              else 'That difference is within what chance would explain' if lo == lo else 'Nobody can tell from so few videos whether that is chance')
     return out + [f'The same backbone without attention reaches {pct(top["control_video_auc"])}. {better} '
-                  f'(difference {100*top["video_gain"]:+.1f} points, 95 % interval {100*lo:+.1f} to {100*hi:+.1f}).']
+                  f'(difference {100*top["video_gain"]:+.1f} points, {between(lo, hi, lambda v: f"{100*v:+.1f}")}).']
 
 # %% ../nbs/13a_report.ipynb #dd147650
 def caveats(
@@ -88,9 +89,9 @@ def caveats(
 
 # %% ../nbs/13a_report.ipynb #7c9d55fa
 def finite(obj):
-    "The same nested dict and list without what is not finite"
+    "The same nested dict without what is not finite; a list with a hole in it goes as a whole"
     if isinstance(obj, dict): return {str(k): v for k, o in obj.items() if (v := finite(o)) is not None}
-    if isinstance(obj, (list, tuple)): return [finite(o) for o in obj]
+    if isinstance(obj, (list, tuple)): return None if None in (out := [finite(o) for o in obj]) else out
     if isinstance(obj, (float, np.floating)): return float(obj) if math.isfinite(obj) else None
     return obj.item() if isinstance(obj, np.generic) else obj
 
@@ -229,7 +230,7 @@ def render(
 # %% ../nbs/13a_report.ipynb #4418f9e2
 def _cards(top):
     "The four numbers on top"
-    ci = lambda v: f'95 % interval {v[0]:.3f} to {v[1]:.3f}'
+    ci = lambda v: f'95 % interval {v[0]:.3f} to {v[1]:.3f}' if v[0] == v[0] else 'too few videos for an interval'
     out = []
     for prefix, name in (('', top['model']), ('control_', f'{top["control"]} backbone')):
         for level in ('video', 'frame'):
@@ -240,11 +241,12 @@ def _cards(top):
 def _main_rows(table, models):
     "Video AUC of every slice: one row per compression and forgery, one column per model"
     out, t = [], table[table.level == 'video']
+    bracket = lambda lo, hi, f: f'[{lo:{f}}, {hi:{f}}]' if lo == lo else ''
     for (c, m), g in sorted(t.groupby(['compression', 'method']), key=lambda o: (o[0][0], o[0][1] != 'all', o[0][1])):
         g = g.set_index('model').reindex(models)
-        cell = lambda r: dict(text=f'{r.auc:.3f}', interval=f'[{r.lo:.3f}, {r.hi:.3f}]', width=round(max(0, 200*(r.auc - .5)))) if np.isfinite(r.auc) else None
+        cell = lambda r: dict(text=f'{r.auc:.3f}', interval=bracket(r.lo, r.hi, '.3f'), width=round(max(0, 200*(r.auc - .5)))) if np.isfinite(r.auc) else None
         first = g.iloc[0]
-        gain = (f'{first.gain:+.3f}', f'[{first.gain_lo:+.3f}, {first.gain_hi:+.3f}]') if np.isfinite(first.get('gain', np.nan)) else ('', '')
+        gain = (f'{first.gain:+.3f}', bracket(first.gain_lo, first.gain_hi, '+.3f')) if np.isfinite(first.get('gain', np.nan)) else ('', '')
         out.append(dict(compression=c or 'as is', method=m, kind='all' if m == 'all' else '', cells=[cell(r) for r in g.itertuples()], gain=gain[0], gain_interval=gain[1], n=int(first.n)))
     return out
 

@@ -357,7 +357,8 @@ def plate() -> SimpleNamespace: # .open and .closed (skin, soft, masks, more, do
     plain = 1 - np.clip(grow(eyes, 2) + lips, 0, 1)
     shine = np.clip(skin @ LUM - blur(skin @ LUM, 9) - .015, 0, .5)*plain            # small highlights
     masks = np.dstack([blur(eyes, 1.2), iris, mouth, blur(lips, 1.2)])
-    face = SimpleNamespace(skin=skin, soft=blur(fill(skin, plain > .5), 7), masks=masks, more=np.dstack([n, shine, smile]).astype(np.float32), dots=DOTS)
+    face = SimpleNamespace(skin=skin, soft=blur(fill(skin, plain > .5), 7), masks=masks, more=np.dstack([n, shine, smile]).astype(np.float32),
+        dots=DOTS)
     x, y, seam = shut_map()
     closed = SimpleNamespace(**{key: cv2.remap(v, x, y, cv2.INTER_CUBIC) for key, v in vars(face).items() if key != 'dots'}, dots=shut(DOTS))
     closed.masks[..., 2] = seam
@@ -399,6 +400,7 @@ def bend_mouth(x, y, t): # As above
     x[AT['smile']] *= 1 - .05*t.relax
     y[AT['smile']] += 1.5*t.relax
 
+# %% ../nbs/01a_sources.ipynb #f9917ca4
 def shape(
     t:SimpleNamespace, # A person
 ) -> np.ndarray: # (118, 2): 91 points of the face, 15 of the skull, 12 of the halo; units
@@ -540,7 +542,8 @@ def strands(
     "Hair along a sheet"
     u, v, normal = rng.random(n, dtype=np.float32), np.linspace(0, 1, k, dtype=np.float32), lambda *s: rng.standard_normal(s, dtype=np.float32)
     lock = (u*locks).astype(int)
-    start, end = rng.random(n, dtype=np.float32)*root, 1 - rng.random(n, dtype=np.float32)**1.3*tip - (.6*tip*rng.random(locks, dtype=np.float32))[lock]
+    start, end = rng.random(n, dtype=np.float32)*root, 1 - rng.random(n,
+        dtype=np.float32)**1.3*tip - (.6*tip*rng.random(locks, dtype=np.float32))[lock]
     v = start[:, None] + (end - start)[:, None]*v
     p = sheet_points(grid, u[:, None] + ((lock + .5)/locks - u)[:, None]*clump*v**1.5, v)
     if wave:
@@ -591,7 +594,8 @@ def short_sheets(
     low, high = .62*front + .38*out, .28*front + .72*out
     low += np.stack([.22*t.lean*np.cos(1.5*u), -.25*t.vol*np.cos(1.5*u)], -1)
     high[:, 0] += .2*t.lean*np.cos(1.5*u)
-    sheets = [] if t.style == 'recede' else [(np.stack([front, low, high, out], 1)[1:-1], 1900, dict(clump=.35, locks=60, rough=.7, wave=17*t.wave, root=.14, tip=.14))]
+    sheets = [] if t.style == 'recede' else [(np.stack([front, low, high, out], 1)[1:-1], 1900,
+        dict(clump=.35, locks=60, rough=.7, wave=17*t.wave, root=.14, tip=.14))]
     r = 1.035 + .12*t.vol
     for s in (-1, 1):
         inner, outer = [(.70, -.52), (.86, -.26), (.955, 0), (.97, t.burn)], [(.66*r, -.78*r), (.93*r, -.42), (r, -.02), (r, t.burn - .03)]
@@ -632,7 +636,8 @@ def sheets(
     falling = dict(locks=44, wave=wave, freq=t.freq, rough=.45, tip=.16 if L > .4 else .25, under=.45)
     before = [(curtain(s, t), 1700, falling) for s in (t.part_side, -t.part_side)]
     if t.fringe:
-        grid = np.array([[(.45*x, -1.05 - .7*vol), (.8*x, -.82 - .3*vol), (.98*x, -.45), (1.02*x, -.42 + .4*t.fringe + .06*x*x)] for x in np.linspace(-.86, .86, 7)])
+        grid = np.array([[(.45*x, -1.05 - .7*vol), (.8*x, -.82 - .3*vol), (.98*x, -.45),
+            (1.02*x, -.42 + .4*t.fringe + .06*x*x)] for x in np.linspace(-.86, .86, 7)])
         before.append((grid, 1400, dict(clump=.55, locks=44, wave=.3*wave, tip=.16)))
     return [(behind, 1000, dict(clump=.4, locks=40, wave=.5*wave))] if L > .5 else [], before
 
@@ -687,7 +692,8 @@ def tint_hair(
     r = np.hypot(x, y) + .2
     side = (x*t.light[0] + y*t.light[1])/r
     band = bump(r - 1.05, .17)*np.clip(.35 - .65*y/r + .4*side, 0, 1.2) + .5*bump(y - .75, .3)*np.clip(np.abs(x) - .6, 0, .6)
-    shade = (.86 + .1*np.clip(-y, -1, 1) + .2*side)*(1 + .11*W.noise(rng, 11))
+    shade = (.86 + .1*np.clip(-y, -1, 1) + .2*side)*(1 + .09*W.noise(rng, 11))
+    tone = .5 + (tone - .5)*(1 - .4*rise(.3, .7, t.hair @ LUM))                        # light hair hides its locks
     return (t.hair*((.25 + 1.35*tone)*shade)[..., None] + (band*tone*tone*t.gloss)[..., None]*(.5*t.hair + .2)).clip(0, 1).astype(np.float32)
 
 # %% ../nbs/01a_sources.ipynb #b48b3e5c
@@ -720,14 +726,18 @@ def beard_mask(
     "Where a beard grows, and how thickly"
     j, L, n = dots[AT['jaw']], dots[AT['lips']], dots[AT['nose']]
     cheek = lambda i, g: j[i]*(1 - g) + n[5]*g
-    moustache = W.mask(curve([n[4] + [-3, 3.5], n[5] + [0, 2], n[6] + [3, 3.5], L[8] + [3, 0], L[7] + [0, .5], L[6], L[4], L[2], L[1] + [0, .5], L[0] + [-3, 0]], 80, True), soft=1.8)
+    moustache = W.mask(curve([n[4] + [-3, 3.5], n[5] + [0, 2], n[6] + [3, 3.5], L[8] + [3, 0], L[7] + [0, .5], L[6], L[4], L[2], L[1] + [0, .5],
+        L[0] + [-3, 0]], 80, True), soft=1.8)
     if t.beard_kind == 'moustache': m = moustache
     elif t.beard_kind == 'goatee':
-        m = np.maximum(moustache, W.mask(curve([L[0] + [-3, 2], L[0] + [-3, 10], L[11] + [-15, 15], j[12] + [-12, -2], j[12] + [12, -2], L[11] + [17, 15], L[8] + [3, 10], L[8] + [3, 2],
+        m = np.maximum(moustache, W.mask(curve([L[0] + [-3, 2], L[0] + [-3, 10], L[11] + [-15, 15], j[12] + [-12, -2], j[12] + [12, -2],
+            L[11] + [17, 15], L[8] + [3, 10], L[8] + [3, 2],
                                                 L[10] + [3, 3], L[11] + [0, 3], L[12] + [0, 3], L[13] + [-3, 3]], 80, True), soft=4.5))
     else:
-        m = np.maximum(moustache, W.mask(np.concatenate([curve(j[2:-2], 60), [cheek(-3, .06), cheek(-5, .22), cheek(-7, .38), L[8] + [4, 3], L[10]*.4 + L[8]*.6 + [0, 4],
-                                                         L[14]*.6 + L[0]*.4 + [0, 4], L[0] + [-4, 3], cheek(6, .38), cheek(4, .22), cheek(2, .06)]]), soft=4.5))
+        m = np.maximum(moustache, W.mask(np.concatenate([curve(j[2:-2], 60),
+            [cheek(-3, .06), cheek(-5, .22), cheek(-7, .38), L[8] + [4, 3], L[10]*.4 + L[8]*.6 + [0, 4],
+                                                         L[14]*.6 + L[0]*.4 + [0, 4], L[0] + [-4, 3], cheek(6, .38), cheek(4, .22), cheek(2,
+                                                             .06)]]), soft=4.5))
     return m*(1 - W.mask(L, soft=.7))
 
 # %% ../nbs/01a_sources.ipynb #0ad4cc49
@@ -749,7 +759,8 @@ def paint_beard(
     a = np.arctan2(np.abs(way[:, 1]) + 9, way[:, 0]) + .45*rng.standard_normal(len(i))
     length = (t.beard_len*(.6 + .8*rng.random(len(i))))[:, None, None]
     page = np.zeros((W.h*SUB, W.w*SUB), np.uint8)
-    comb(W, page, p[:, None] + np.stack([np.cos(a), np.sin(a)], -1)[:, None]*length*np.linspace(0, 1, 4)[:, None], (.42 + .1*rng.standard_normal(len(i))).clip(.05, 1), 6)
+    comb(W, page, p[:, None] + np.stack([np.cos(a), np.sin(a)], -1)[:, None]*length*np.linspace(0, 1, 4)[:, None],
+        (.42 + .1*rng.standard_normal(len(i))).clip(.05, 1), 6)
     tone, cover = develop(W, page)
     sure, thick = rise(.05, .5, cover), W.soften(m, 2.)
     cover = np.clip(.62*cover*(.4 + .6*thick) + .62*thick*thick*t.beard, 0, .94)
@@ -790,7 +801,8 @@ def paint_ears(
         turn = np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
         part = lambda x, y, dx, dy: (c + (q*[x, y] + [s*dx*w, dy*h]) @ turn).astype(np.float32)
         W = window_around(part(1, 1, 0, 0), k, size, 5)
-        shade = 1 - .2*W.mask(part(.62, .7, -.02, -.06), soft=1.1) + .1*W.mask(part(.3, .5, .08, -.1), soft=1) - .28*W.mask(part(.42, .36, -.1, .06), soft=1.3)
+        shade = 1 - .2*W.mask(part(.62, .7, -.02, -.06), soft=1.1) + .1*W.mask(part(.3, .5, .08, -.1), soft=1) - .28*W.mask(part(.42, .36, -.1, .06),
+            soft=1.3)
         W.over(picture, tone*np.float32([1, .95, .92])*(.86*shade*np.exp(.7*s*t.light_k*t.light[0]))[..., None], W.mask(part(1, 1, 0, 0), soft=.5))
 
 # %% ../nbs/01a_sources.ipynb #e1a55929
@@ -852,7 +864,8 @@ def folds(
     "Cloth: folds that hang from the shoulders, and a fine weave"
     x, y = body_frame(W, t)
     hang = cv2.resize(rng.standard_normal((3, 14), dtype=np.float32), (256, 128), interpolation=cv2.INTER_CUBIC)
-    hang = cv2.remap(hang, ((.55*x + .55*y*np.tanh(x/50) + 250)*.51).astype(np.float32), ((y - 200)*.79).astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    hang = cv2.remap(hang, ((.55*x + .55*y*np.tanh(x/50) + 250)*.51).astype(np.float32), ((y - 200)*.79).astype(np.float32), cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE)
     return 1 + .085*(.6*hang + .6*W.noise(rng, 50)) + .022*W.grain(rng, .5)
 
 def weave(
@@ -879,7 +892,8 @@ class Tailor:
         self.W.over(self.picture, np.asarray(rgb, np.float32)*(self.cloth*shade)[..., None], m)
     def torso(self, neckline): # Points from left to right
         n, w, q = self.t.neck, self.t.shoulder, self.t.slope
-        arm = curve([(-1.08*n, 249), (-1.45*n, 258.5), (-2.1*n, 266 + .3*q), (-.74*w, 279 + q), (-.93*w, 294 + q), (-1.02*w, 315), (-1.08*w, 365)], 40)
+        arm = curve([(-1.08*n, 249), (-1.45*n, 258.5), (-2.1*n, 266 + .3*q), (-.74*w, 279 + q), (-.93*w, 294 + q), (-1.02*w, 315), (-1.08*w, 365)],
+            40)
         return np.concatenate([arm[::-1], np.asarray(neckline, np.float32), arm*[-1, 1]])
 
 # %% ../nbs/01a_sources.ipynb #1428fa07
@@ -892,7 +906,8 @@ def crew(T:Tailor, t): # A round neck with its rib
 
 def v_neck(T:Tailor, t):
     n, d = t.neck, t.drop
-    T.lay(T.piece(T.torso([(-1.25*n, 255), (-n, 262), (-.45*n, 270 + .55*d), (0, 262 + 1.6*d), (.45*n, 270 + .55*d), (n, 262), (1.25*n, 255)])), t.cloth, shade=T.pattern)
+    T.lay(T.piece(T.torso([(-1.25*n, 255), (-n, 262), (-.45*n, 270 + .55*d), (0, 262 + 1.6*d), (.45*n, 270 + .55*d), (n, 262), (1.25*n, 255)])),
+        t.cloth, shade=T.pattern)
 
 def turtle_neck(T:Tailor, t):
     n, c = t.neck, .25*t.chin + 7
@@ -917,7 +932,8 @@ def shirt(T:Tailor, t, rgb=None, tie=False): # Colour, when it is worn under som
 def suit(T:Tailor, t):
     n, w, q = t.neck, t.shoulder, t.slope
     shirt(T, t, t.cloth2, t.tie)
-    jacket = np.array([(1.1*n, 244), (1.45*n, 257), (2.1*n, 264.5 + .3*q), (.74*w, 277.5 + q), (.93*w, 292.5 + q), (1.03*w, 315), (1.09*w, 365), (3, 365), (6, 345), (17, 312), (30, 278), (1.2*n, 254)])
+    jacket = np.array([(1.1*n, 244), (1.45*n, 257), (2.1*n, 264.5 + .3*q), (.74*w, 277.5 + q), (.93*w, 292.5 + q), (1.03*w, 315), (1.09*w, 365),
+        (3, 365), (6, 345), (17, 312), (30, 278), (1.2*n, 254)])
     lapel = np.array([(1.18*n, 250), (1.55*n, 262), (1.62*n, 281), (1.3*n, 283), (1.36*n, 289), (22, 330), (10, 350), (6, 345), (17, 312), (30, 278)])
     for s in (-1, 1):
         T.lay(T.piece(jacket*[s, 1]), t.cloth, .3, 1.6, -s, 1.)
@@ -937,6 +953,7 @@ def paper(
     uneven = 1 + .03*W.noise(rng, 80) + .012*W.noise(rng, 30)
     return ((t.room1 + (t.room2 - t.room1)*a[..., None])*uneven[..., None]).astype(np.float32)
 
+# %% ../nbs/01a_sources.ipynb #b3fcf850
 def scene(
     W:Window, t:SimpleNamespace, rng, # As above
 ) -> np.ndarray: # (h, w, 3)
@@ -995,7 +1012,8 @@ def who(
 ) -> dict: # male, age (0 young, 1 old), melanin (0 very light, 1 very dark)
     "What everything else depends on"
     melanin = d.one_of(light=.33, medium=.27, brown=.2, dark=.2)
-    return dict(male=d.chance(.5), age=float(d.rng.beta(1.4, 1.8)), melanin=d.between(*dict(light=(0, .25), medium=(.15, .5), brown=(.4, .7), dark=(.65, 1))[melanin]))
+    return dict(male=d.chance(.5), age=float(d.rng.beta(1.4, 1.8)), melanin=d.between(*dict(light=(0, .25), medium=(.15, .5), brown=(.4, .7),
+        dark=(.65, 1))[melanin]))
 
 # %% ../nbs/01a_sources.ipynb #95d2a4d8
 def shape_of(
@@ -1004,7 +1022,8 @@ def shape_of(
     "Shape and pose"
     m, more, open_ = 2*male - 1, max(0, melanin - .4), 0. if d.chance(.55) else d.between(.65, 1.1)
     firm = np.isin(NAMES, ['jaw', 'nose', 'brow_l', 'brow_r'])
-    return dict(width=1 + d.near(.035) + .012*m, jaw=d.near(.045) + .03*m, square=.02 + .02*m + d.near(.035), cheek=d.near(.03), chin=d.near(4) + 1.5*m,
+    return dict(width=1 + d.near(.035) + .012*m, jaw=d.near(.045) + .03*m, square=.02 + .02*m + d.near(.035), cheek=d.near(.03),
+        chin=d.near(4) + 1.5*m,
         crown=1 + d.near(.03), eye_size=1 + d.near(.06) - .035*m, eye_open=1 + d.near(.09) - .03*m, tilt=d.near(3), eye_gap=d.near(1.7),
         brow_y=d.near(2) + 1.3*m, nose_len=d.near(2.8) + .8*m, nose_w=1 + d.near(.1) + .05*m + .25*more, nose_tip=d.near(1.3), mouth_w=1 + d.near(.05),
         mouth_y=d.near(1.2), lip_up=1.15 + abs(d.near(.3)) - .08*m + .8*more, lip_low=1.05 + d.near(.15) + .5*more, open=open_,
@@ -1036,7 +1055,8 @@ def colours_of(
     shade, brow = np.array([d.near(3), d.near(1), d.near(1.5)]), np.array(HAIR[hair], float)
     brow[0] = .6*brow[0] if hair in ('grey', 'white') else min(.62*brow[0] + 6, 44)
     makeup = [[1, .8, .82], [.95, .64, .66], [.9, .74, .78], [.87, .64, .64]][d.rng.integers(4)]
-    return dict(hair_name=hair, hair=lab(*(HAIR[hair] + shade)), gloss=d.between(.3, .9), eye_name=eyes, iris=lab(*(np.array(EYES[eyes]) + [d.near(4), d.near(2), d.near(3)])),
+    return dict(hair_name=hair, hair=lab(*(HAIR[hair] + shade)), gloss=d.between(.3, .9), eye_name=eyes,
+        iris=lab(*(np.array(EYES[eyes]) + [d.near(4), d.near(2), d.near(3)])),
         eye_white=np.array([1, .985, .97])*d.between(.88, 1), teeth=np.array([1, d.between(.96, 1), d.between(.88, 1)])*d.between(.86, 1),
         lip=np.array(makeup if not male and d.chance(.55) else [1, .93, .93]), tint=np.array([d.near(1.5), d.near(1.2), d.near(1.7)]),
         flush=d.between(0, 1), shine=d.between(.35, 1), texture=d.between(-.3, 0) + .45*age**2, brow=lab(*brow))
@@ -1048,8 +1068,10 @@ def brows_of(
     "Brows, beard, the fold of the smile"
     m, q, beard = 2*male - 1, d.rng.random(), d.one_of(full=3, goatee=.6, moustache=1)
     bearded, shaved = male and q < .28, male and .28 <= q < .85
-    return dict(brow_arch=d.near(1.2) - 1.2*m, brow_dense=d.between(.65, 1.05) + .2*m, brow_thick=max(2., 3.9 + .9*m + d.near(.7)), brow_in=d.between(0, 2.5) + m,
-        brow_drop=d.near(.8) + .4*m, brow_a=d.between(.62, .85) + .05*m, beard=d.between(.7, 1) if bearded else 0., beard_kind=beard if bearded else 'full',
+    return dict(brow_arch=d.near(1.2) - 1.2*m, brow_dense=d.between(.65, 1.05) + .2*m, brow_thick=max(2., 3.9 + .9*m + d.near(.7)),
+        brow_in=d.between(0, 2.5) + m,
+        brow_drop=d.near(.8) + .4*m, brow_a=d.between(.62, .85) + .05*m, beard=d.between(.7,
+            1) if bearded else 0., beard_kind=beard if bearded else 'full',
         beard_len=d.between(1.8, 3.2), stubble=.6 if bearded else d.between(.15, .75) if shaved else 0.)
 
 def style_of(
@@ -1057,12 +1079,16 @@ def style_of(
 ) -> dict: # Everything `sheets` asks for
     "A haircut"
     curly, old = d.chance(.75 if melanin > .55 else .1), age > .5
-    if male: style = d.one_of(afro=2.5, buzz=2, bald=1, recede=.3) if curly else d.one_of(crop=5, slick=1.2, buzz=.8, recede=1 + 2*old, bald=.5 + .8*old, part=1.6)
+    if male: style = d.one_of(afro=2.5, buzz=2, bald=1, recede=.3) if curly else d.one_of(crop=5, slick=1.2, buzz=.8, recede=1 + 2*old,
+        bald=.5 + .8*old, part=1.6)
     else: style = d.one_of(afro=3, long=1.5, tied=1.5, bob=.8) if curly else d.one_of(long=4, bob=2.5, part=.7, tied=1.6, photo=4)
-    vol = dict(crop=(.05, .16), slick=(.02, .06), part=(.06, .13), long=(.05, .14), bob=(.06, .15), tied=(0, .05), afro=(.03, .12) if male else (.08, .45), recede=(.01, .03))
-    return dict(style=style, vol=d.between(*vol.get(style, (0, .01))), hairline=-.6 + d.near(.03) - .05*male*age, recess=d.between(.2, .7) if male else d.between(0, .15),
-        peak=d.between(0, 1), lean=d.near(.9), burn=d.between(.12, .38), wave=0. if d.chance(.5) else d.between(.01, .05), freq=d.between(1.2, 3),
-        length=d.between(*dict(long=(1.6, 2.9), bob=(.75, 1.45), part=(.36, .37)).get(style, (0, .6))), part=d.between(.25, .5) if male else d.chance(.65)*d.between(.1, .45),
+    vol = dict(crop=(.05, .16), slick=(.02, .06), part=(.06, .13), long=(.05, .14), bob=(.06, .15), tied=(0, .05),
+        afro=(.03, .12) if male else (.08, .45), recede=(.01, .03))
+    return dict(style=style, vol=d.between(*vol.get(style, (0, .01))), hairline=-.6 + d.near(.03) - .05*male*age,
+        recess=d.between(.2, .7) if male else d.between(0, .15),
+        peak=d.between(0, 1), lean=d.near(.9), burn=d.between(.12, .38), wave=0. if d.chance(.5) else d.between(.01, .035), freq=d.between(1.2, 3),
+        length=d.between(*dict(long=(1.6, 2.9), bob=(.75, 1.45), part=(.36, .37)).get(style, (0, .6))), part=d.between(.25,
+            .5) if male else d.chance(.65)*d.between(.1, .45),
         part_side=1 - 2*d.chance(.5), bang=d.between(-.05, .15 if male else .45), curl_in=d.between(-.05, .2), curl=d.between(.018, .05),
         fringe=d.between(.75, 1) if style in ('long', 'bob') and d.chance(.25) and age < .65 else 0., ear=d.between(.9, 1.06), ear_out=d.near(.04))
 
@@ -1081,10 +1107,13 @@ def clothes_of(
     cloth = dict(dark=((12, 30), (0, 14)), middle=((30, 60), (4, 34)), pale=((68, 90), (0, 14)))[d.one_of(dark=3, middle=3, pale=1.6)]
     if garment == 'suit': cloth = (9, 32), (0, 10)
     if garment == 'shirt' and d.chance(.6): cloth = (75, 92), (0, 10)
-    return dict(neck=38.5 + 5*m + d.near(1.5), shoulder=152 + 10*m + d.near(5), slope=d.near(3), garment=garment, cloth=any_colour(d, *cloth), cloth2=lab(d.between(80, 93), d.near(3), d.near(5)),
-        body=-11 + .45*chin, drop=d.between(8, 20), open_collar=d.between(.25, 1), tie=male and d.chance(.65), tie_rgb=any_colour(d, (20, 50), (10, 45)), tie_f=float(d.rng.choice([0, .5, .8])),
+    return dict(neck=38.5 + 5*m + d.near(1.5), shoulder=152 + 10*m + d.near(5), slope=d.near(3), garment=garment, cloth=any_colour(d, *cloth),
+        cloth2=lab(d.between(80, 93), d.near(3), d.near(5)),
+        body=-11 + .45*chin, drop=d.between(8, 20), open_collar=d.between(.25, 1), tie=male and d.chance(.65), tie_rgb=any_colour(d, (20, 50),
+            (10, 45)), tie_f=float(d.rng.choice([0, .5, .8])),
         pattern=d.one_of(plain=7, stripes=1.2, check=.8, bands=.7) if garment in ('crew', 'shirt') else 'plain', pitch=d.between(.7, 1.5),
-        glasses=d.chance(.17 + .15*(age > .5)), gl_w=d.between(.95, 1.12), gl_h=d.between(.85, 1.2), gl_round=float(d.rng.choice([2, 2.6, 3.6])), gl_thick=float(d.rng.choice([.8, 1.1, 1.8])),
+        glasses=d.chance(.17 + .15*(age > .5)), gl_w=d.between(.95, 1.12), gl_h=d.between(.85,
+            1.2), gl_round=float(d.rng.choice([2, 2.6, 3.6])), gl_thick=float(d.rng.choice([.8, 1.1, 1.8])),
         gl_rgb=lab(*[(6, 1, 1), (14, 7, 9), (36, 4, 12), (22, 0, -3)][d.rng.integers(4)]), gl_glint=d.between(-.1, .6))
 
 # %% ../nbs/01a_sources.ipynb #59b7b70c
@@ -1097,8 +1126,10 @@ def scene_of(
     if room == 'leaves': room1 = lab(d.between(42, 64), d.between(-18, -6), d.between(14, 32))
     if room == 'shelf': room1 = lab(d.between(40, 55), d.between(2, 12), d.between(6, 20))
     dim = dict(leaves=.6, shelf=.35).get(room, d.between(.5, .88))
-    return dict(light=np.array([d.between(-1, 1), d.between(-.9, -.2)]), light_k=d.between(.12, .42), room=room, room1=room1, room2=room1*dim, focus=d.between(1.8, 4.5), depth=d.between(.3, .9),
-        balance=np.array([1 + warm, 1 + d.near(.006), 1 - warm]), exposure=d.between(.94, 1.06), vignette=d.between(0, .25), contrast=d.between(0, .3), saturation=d.between(.85, 1.05),
+    return dict(light=np.array([d.between(-1, 1), d.between(-.9, -.2)]), light_k=d.between(.12, .42), room=room, room1=room1, room2=room1*dim,
+        focus=d.between(1.8, 4.5), depth=d.between(.3, .9),
+        balance=np.array([1 + warm, 1 + d.near(.006), 1 - warm]), exposure=d.between(.94, 1.06), vignette=d.between(0, .25), contrast=d.between(0,
+            .3), saturation=d.between(.85, 1.05),
         lens=d.between(.2, .45), sharp=d.between(.1, .5), noise=d.between(.004, .014), grain=d.between(.4, .75), mirror=d.chance(.5))
 
 def person(
@@ -1272,9 +1303,9 @@ def portraits_home() -> Path: # A folder for downloads of this user
     "Where portraits go when no folder is named"
     return Path(pooch.os_cache('madd'))/'portraits'
 
-def whole(path:Path, row) -> bool: # A file and its row of the table
+def whole(path:Path, size:int, digest:str) -> bool: # A file, and its bytes and sha256 in the table
     "Is this file there, and exactly what the table says?"
-    return path.is_file() and path.stat().st_size == row.bytes and sha256(path.read_bytes()).hexdigest() == row.sha256
+    return path.is_file() and path.stat().st_size == size and sha256(path.read_bytes()).hexdigest() == digest
 
 # %% ../nbs/01a_sources.ipynb #e27898b3
 @dataclass
@@ -1316,10 +1347,11 @@ def fetch_portraits(
 ) -> Fetched: # What was fetched, kept, and could not be had
     "Download portraits, verified, as many as are missing"
     folder, table = Path(folder or portraits_home()).expanduser(), portraits_table() if table is None else table
-    (folder/'.part').mkdir(parents=True, exist_ok=True)
+    try: (folder/'.part').mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise UserError(f'{folder} cannot be made: {e.strerror}.') from None
     pooch.get_logger().setLevel('ERROR')
     rows = list(table.itertuples())
-    done = Fetched(folder, kept=[r.name for r in rows if whole(folder/r.name, r)])
+    done = Fetched(folder, kept=[r.name for r in rows if whole(folder/r.name, r.bytes, r.sha256)])
     todo = [r for r in rows if r.name not in set(done.kept)]
     def fetch(r):
         if sum(reason == NO_ANSWER for _, reason in done.failed) >= workers: return r.name, NO_ANSWER   # the network is gone: do not wait for each file
@@ -1342,12 +1374,12 @@ class Portraits(FolderFaces):
     "The downloaded portraits: only files of the table, only when their checksum is right"
     def _files(self):
         table = portraits_table()
-        self._rows = {self.folder/r.name: r for r in table.itertuples()}
+        self._rows = {self.folder/r.name: (r.bytes, r.sha256) for r in table.itertuples()}
         if not any(p.is_file() for p in self._rows): raise UserError(f'There are no portraits in {self.folder}; fetch them with: madd portraits {self.folder}')
         return sorted(self._rows)
     def _look(self, path):
         if not path.is_file(): raise UserError('it has not been fetched')
-        if not whole(path, self._rows[path]): raise UserError('it does not match its checksum; fetch it again')
+        if not whole(path, *self._rows[path]): raise UserError('it does not match its checksum; fetch it again')
         return FolderFaces._look(self, path)
 
 def face_source(

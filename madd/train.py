@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'WithParts', 'UnpackParts', 'RILCallback', 'AGDACallback', 'acc', 'AUC', 'FitCallback', 'History',
-           'plot_curves', 'KeepBest', 'save_model', 'StopOnNaN', 'MADDLearner', 'OneBar', 'madd_parts', 'SetEpoch',
+           'plot_curves', 'KeepBest', 'save_model', 'NanGuard', 'MADDLearner', 'OneBar', 'madd_parts', 'SetEpoch',
            'data_notes', 'check_dls', 'madd_learner', 'train', 'run_facts']
 
 # %% ../nbs/11_train.ipynb #0ed0705e
 import math, time, warnings
 from functools import partial
 from pathlib import Path
+
+# %% ../nbs/11_train.ipynb #41a88e65
+warnings.filterwarnings('ignore', message='.torch.jit.script. is deprecated', category=FutureWarning)   # fastai, when it is imported
 
 # %% ../nbs/11_train.ipynb #74a7e94c
 import fastai, torch
@@ -233,7 +236,7 @@ def save_model(
     (net.net if isinstance(net, WithParts) else net).save(folder)
 
 # %% ../nbs/11_train.ipynb #5b71aaf3
-class StopOnNaN(Callback):
+class NanGuard(Callback):
     "Ends the fit with a clear error as soon as the loss is not a finite number"
     order, run_valid = 20, False
     def after_loss(self):
@@ -331,7 +334,7 @@ def madd_learner(
     model.to(memory_format=torch.channels_last)
     if hasattr(model, 'notes'): model.notes.update(data_notes(dls))
     net, own = madd_parts(model, ril, agda) if hasattr(model, 'analyse') else (model, [])
-    own = [TrainEvalCallback(), Recorder(), CastToTensor(), SetEpoch(), *own, StopOnNaN(), History(path), KeepBest(path), OneBar(), *(cbs or [])]
+    own = [TrainEvalCallback(), Recorder(), CastToTensor(), SetEpoch(), *own, NanGuard(), History(path), KeepBest(path), OneBar(), *(cbs or [])]
     learn = MADDLearner(dls, net, loss_func=CrossEntropyLossFlat(), opt_func=partial(OptimWrapper, opt=torch.optim.Adam), lr=lr, wd=wd,
                         metrics=[acc, AUC()] if metrics is None else metrics, cbs=own, path=path, default_cbs=False, **kwargs)
     learn.logger = lambda row: None   # the history keeps the rows, nothing is printed
@@ -355,6 +358,7 @@ def train(
     if schedule not in SCHEDULES: raise UserError(f'There is no schedule {schedule!r}; choose one of {", ".join(SCHEDULES)}.')
     if epochs < 1: raise UserError(f'epochs must be at least 1, got {epochs}.')
     seed_everything(seed)
+    torch.utils.deterministic.fill_uninitialized_memory = False   # a debugging aid that costs CPU time (measured below)
     learn = madd_learner(dls, model, path=out, lr=lr, **kwargs)
     SCHEDULES[schedule](learn, epochs)
     if math.isnan(learn.keep_best.best[0]) or learn.keep_best.best[0] < 0:

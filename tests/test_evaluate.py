@@ -107,7 +107,7 @@ def test_the_table_agrees_with_scikit_learn():
         part = part if m == 'all' else part[part.method.isin(['original', m])]
         assert math.isclose(row.auc, roc_auc_score(part.label, part.prob)) and math.isclose(row.ap, average_precision_score(part.label, part.prob))
         assert math.isclose(row.log_loss, log_loss(part.label, part.prob)) and row.n == len(part)
-        assert row.lo <= row.auc <= row.hi or row.lo == row.hi
+        assert row.lo <= row.auc <= row.hi
 
 
 # The fast weighted metrics are the slow ones on repeated rows, ties and all.
@@ -215,3 +215,13 @@ def test_file_names_cannot_inject_markup(tmp_path):
     evil = '<b onload=alert(1)>.mp4'
     p = prediction_page([dict(path=evil, verdict='no verdict', probability=None, reason='<i>broken</i>', frames=[])], tmp_path/'p.html')
     assert '<b onload' not in p.read_text() and '<i>broken' not in p.read_text() and 'onload=alert(1)' in p.read_text()
+
+
+# Two or three real videos cannot carry an interval: none is given, and the page says so.
+def test_a_handful_of_videos_gets_no_interval(tmp_path):
+    scores = {'MADD': frame_scores(0, n=3).assign(crop='', reason=''), 'plain': frame_scores(1, n=3).assign(crop='', reason='')}
+    table = metrics_table(scores, n=20)
+    assert table.auc.notna().all() and table.lo.isna().all() and table.gain.notna().any() and table.gain_lo.isna().all()
+    html = write_report(tmp_path, table, scores).read_text()
+    assert 'too few videos for an interval' in html and 'nan' not in re.sub(r'data:image/[^"]*', '', html).lower().replace('finance', '')
+    json.loads((tmp_path/'metrics.json').read_text(), parse_constant=lambda c: pytest.fail(c))
