@@ -5,6 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= demo
 FACES  ?=
+ARGS   ?=
 export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
 say     = @printf '\n\033[1m== %s\033[0m\n' "$(1)"
 
@@ -21,9 +22,9 @@ $(VENV)/.ready: settings.ini setup.py constraints.txt
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: env ## forge, train, judge and explain a detector (OUT=folder, FACES=folder with one portrait per person)
+demo: env ## forge, train, judge and explain a detector (OUT=folder, FACES=folder with one portrait per person, ARGS=more options)
 	$(call say,Training$(comma) judging and explaining a detector; the report will be in $(OUT)/report.html)
-	@$(BIN)/madd demo "$(OUT)" $(if $(FACES),--faces "$(FACES)")
+	@$(BIN)/madd demo "$(OUT)" $(if $(FACES),--faces "$(FACES)") $(ARGS)
 
 test: env checks nbtest pytest wheel ## every check: notebooks, library, wheel
 	$(call say,Everything passed)

@@ -1,5 +1,5 @@
 """Write README.md and its pictures from the executed nbs/index.ipynb: `python docs/readme.py`, or `--check` to compare only."""
-import sys
+import re, sys
 from pathlib import Path
 import nbformat
 from nbconvert import MarkdownExporter
@@ -20,12 +20,14 @@ def readme():
     for c in nb.cells:
         silent = 'echo:false' in directives(c)
         c.source = '' if silent else '\n'.join(line for line in c.source.splitlines() if not line.startswith('#|'))
+    nb.metadata['language_info'] = {'name': 'python'}
     text, resources = MarkdownExporter().from_notebook_node(nb)
     pictures = {}
     for i, (name, data) in enumerate(sorted((resources.get('outputs') or {}).items())):
         new = f'index_{i}{Path(name).suffix}'
         text, pictures[new] = text.replace(name, f'docs/images/{new}'), data
-    text = text.replace('![png]', '![figure]').replace('```python\n\n```\n', '').replace('```python\n```\n', '')
+    text = re.sub(r'\n *\n!\[png\](.*)\n *\n', r'\n\n![figure]\1\n\n', text)
+    text = re.sub(r'```python\s*```\n', '', text)   # cells of which only the output is shown
     while '\n\n\n' in text: text = text.replace('\n\n\n', '\n\n')
     return NOTE + text.strip() + '\n', pictures
 

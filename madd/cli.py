@@ -8,7 +8,7 @@ __all__ = ['app', 'FULL', 'Seed', 'Workers', 'Faces', 'Device', 'Crops', 'option
            'predict', 'nothing_judged', 'json_line', 'verdict_line']
 
 # %% ../nbs/15_cli.ipynb #b2563080
-import errno, os, sys, traceback, warnings
+import errno, os, re, sys, traceback, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -136,33 +136,38 @@ def say(*lines):
 def demo(
     out:Annotated[Path, typer.Argument(metavar='OUT', help='Folder for everything the demo makes.', show_default=False)],
     faces:Faces=None,
-    identities:Annotated[int, _opt('--identities', help='People in the forged set; an even number.')]=60,
-    frames:Annotated[int, _opt('--frames', help='Frames per clip.')]=8,
-    size:Annotated[int, _opt('--size', help='Side of the crops the networks see, in pixels.')]=160,
-    epochs:Annotated[int, _opt('--epochs', min=1, help='Epochs of training.')]=6,
+    identities:Annotated[Optional[int], _opt('--identities', help='People in the forged set; an even number.')]=None,
+    frames:Annotated[Optional[int], _opt('--frames', help='Frames per clip.')]=None,
+    size:Annotated[Optional[int], _opt('--size', help='Side of the crops the networks see, in pixels.')]=None,
+    epochs:Annotated[Optional[int], _opt('--epochs', min=1, help='Epochs of training.')]=None,
+    batch_size:Annotated[Optional[int], _opt('--batch-size', '-b', min=2, help='Crops per step.')]=None,
+    workers:Workers=None,
     seed:Seed=0,
 ):
     """The whole job: forge, train, judge, report.
 
-    Makes a small data set, trains a detector and its plain control, measures both and writes one page.
+    Makes a small data set, trains a detector and its plain control, measures both and writes one page. What is not given is chosen as in notebook 14a.
     """
+    import matplotlib; matplotlib.use('Agg')
     from madd.demo import run_demo
-    report = run_demo(out, faces=faces, identities=identities, frames=frames, size=size, epochs=epochs, seed=seed)
-    say(f'Done. Open {report} in a browser.' if report else f'Done. Everything is in {out}.')
+    given = dict(identities=identities, frames=frames, size=size, epochs=epochs, bs=batch_size)
+    run_demo(out, faces, workers, seed=seed, **{k: v for k, v in given.items() if v is not None})
 
-# %% ../nbs/15_cli.ipynb #5d5996b4
+# %% ../nbs/15_cli.ipynb #965776a2
 @app.command()
 def portraits(
-    folder:Annotated[Path, typer.Argument(metavar='FOLDER', help='Where the portraits go.', show_default=False)],
+    folder:Annotated[Optional[Path], typer.Argument(metavar='FOLDER', help="Where they go; by default where `--faces portraits` looks.", show_default=False)]=None,
     workers:Annotated[int, _opt('--workers', '-w', min=1, help='Downloads at a time.')]=8,
 ):
     """Download public-domain portraits, checksums verified.
 
-    Give the folder to `madd forge --faces FOLDER` or `madd demo --faces FOLDER`.
+    Use them with `madd forge OUT --faces portraits`, or with --faces FOLDER. What was fetched before is kept.
     """
+    from madd.core import UserError
     from madd.sources import fetch_portraits
-    fetch_portraits(folder, workers=workers)
-    say(f'{sum(p.is_file() for p in folder.iterdir())} files in {folder}. Forge with them: madd forge OUT --faces {folder}')
+    done = fetch_portraits(folder, workers=workers)
+    say(f'{len(done.new)} fetched and {len(done.kept)} there before, in {done.folder}.')
+    if done.failed: raise UserError(f'{len(done.failed)} portraits could not be had, the first because {done.failed[0][1]}; run the same command again for the rest.')
 
 # %% ../nbs/15_cli.ipynb #ee48a05e
 @app.command()
@@ -202,7 +207,7 @@ def index(
     """
     from madd.data import index as read_layout, summary
     from madd.manifest import write_manifest
-    df = read_layout(root.absolute(), splits)
+    df = read_layout(root, splits)
     write_manifest(df, output)
     say(summary(df).to_string(), f'{len(df)} videos in {output}. Next: madd extract {output} CROPS')
 
@@ -308,7 +313,7 @@ def evaluate(
     table = metrics_table(scores)
     written = _write_evaluation(output, table, scores, root, dict(models=list(models), data=str(data), split=split))
     wanted = ['model', 'compression', 'method', 'auc', 'lo', 'hi', 'acc', 'videos', 'coverage']
-    say('Videos, AUC with its 95 % interval:', table[table.level == 'video'].reindex(columns=wanted).round(3).to_string(index=False),
+    say('Videos, AUC with its 95 % interval:', table[table.level == 'video'].reindex(columns=wanted).round(3).to_string(index=False, na_rep='-'),
         *[f'{what}: {path}' for what, path in written.items()])
 
 # %% ../nbs/15_cli.ipynb #b3b48006
@@ -318,7 +323,7 @@ def _write_evaluation(output, table, scores, root, settings) -> dict: # What was
     from madd.core import atomic_path
     from madd.report import write_report
     for name, d in scores.items():
-        with atomic_path(output/f'scores_{Path(name).name}.parquet') as tmp: d.to_parquet(tmp)
+        with atomic_path(output/f'scores_{re.sub("[^A-Za-z0-9._-]+", "_", name).strip("_.")}.parquet') as tmp: d.to_parquet(tmp)
     shown = next((n for n in scores if n != 'plain'), 'plain')
     if not table.auc.notna().any():     # one class only: there is nothing to compare
         with atomic_path(output/'metrics.csv') as tmp: table.to_csv(tmp, index=False)
@@ -342,13 +347,14 @@ def predict(
     Likely real, likely fake, uncertain, or no verdict with the reason. Status 0 when at least one file was judged.
     """
     import matplotlib; matplotlib.use('Agg')
-    from madd.core import SCORE_NOTE, UserError, reuse_memory
+    from madd.core import SCORE_NOTE, UserError, house_style, reuse_memory
     from madd.predict import predict_paths
-    reuse_memory()
+    house_style(); reuse_memory()
     rows = predict_paths(paths, model, output, n_frames=frames, figures=figures, device=_device(device))
     if json: say(*(json_line(r) for r in rows))
-    else: say(*(verdict_line(r) for r in rows), SCORE_NOTE, f'Details and pictures: {output/"predictions.html"}')
+    else: say(*(verdict_line(r) for r in rows))
     if not any(r['probability'] is not None for r in rows): raise UserError(nothing_judged(rows, output))
+    if not json: say(SCORE_NOTE, f'Details and pictures: {output/"predictions.html"}')
 
 # %% ../nbs/15_cli.ipynb #9418e4dc
 def nothing_judged(rows:list, output:Path) -> str:

@@ -42,6 +42,7 @@ def seed_everything(
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False   # costs time and changes no result
 
 # %% ../nbs/00_core.ipynb #de5250d9
 def default_device() -> torch.device: # 'cuda', 'mps' or 'cpu'

@@ -13,6 +13,9 @@ from collections import namedtuple
 from contextlib import contextmanager
 from pathlib import Path
 
+# %% ../nbs/03_data.ipynb #9246e887
+warnings.filterwarnings('ignore', message='.torch.jit.script. is deprecated', category=FutureWarning)   # fastai, while it is imported
+
 # %% ../nbs/03_data.ipynb #da1ffb69
 import cv2
 import numpy as np

@@ -31,11 +31,12 @@ from .train import train
 class DemoSettings:
     "Everything that decides what the main job computes"
     faces:str = ''        # '' the built-in identities, 'portraits', or a folder with one portrait per person
-    identities:int = 60   # People; split 72/14/14 % into train, val and test
-    frames:int = 8        # Frames per clip
-    size:int = 128        # Side of a face crop, pixels
+    identities:int = 80   # People; split 72/14/14 % into train, val and test
+    frames:int = 3        # Frames per clip
+    size:int = 112        # Side of a face crop, pixels
+    train_on:str = 'c23'  # Compression of the training crops; both are judged
     epochs:int = 4
-    bs:int = 32           # Crops per step
+    bs:int = 16           # Crops per step
     lr:float = 1e-3       # Highest rate of the one-cycle schedule
     backbone:str = 'tf_efficientnet_lite0'
     n_maps:int = 4        # M
@@ -109,6 +110,7 @@ def train_one(
     folder = out/name.lower()
     if not (folder/'train.json').exists():
         seed_everything(s.seed)
+        crops = crops[crops.compression == s.train_on]
         dls = dataloaders(crops, out/'crops', size=s.size, bs=s.bs, augment=s.augment, seed=s.seed)
         train(dls, MODELS[name](s), s.epochs, s.seed, folder, lr=s.lr)
     return load(folder, default_device())

@@ -71,9 +71,9 @@ def metrics(
 # %% ../nbs/12_evaluate.ipynb #4ff12e5c
 def fake_probability(
     logits:Tensor, # (B, 2)
-) -> Tensor: # P(fake), (B,), float64
+) -> Tensor: # P(fake), (B,), float64, on the CPU
     "Softmax in double precision, second class"
-    return torch.softmax(logits.double(), dim=-1)[:, FAKE]  # (B,)
+    return torch.softmax(logits.cpu().double(), dim=-1)[:, FAKE]  # (B,); on the CPU, because not every accelerator has float64
 
 # %% ../nbs/12_evaluate.ipynb #d955accd
 def _check_margin(model, df):
@@ -100,7 +100,7 @@ def score_crops(
     batches = torch.utils.data.DataLoader(ds, batch_size, num_workers=num_workers)
     model.eval()
     try:
-        with torch.inference_mode(): probs = [fake_probability(model(x.to(p.device))).cpu() for x, _ in progress(batches, desc='score')]
+        with torch.inference_mode(): probs = [fake_probability(model(x.to(p.device))) for x, _ in progress(batches, desc='score')]
     finally: model.train(mode)
     df['prob'] = np.nan
     df.loc[have, 'prob'] = torch.cat(probs).numpy() if probs else np.nan

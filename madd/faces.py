@@ -348,7 +348,6 @@ def _extract_one(
 ) -> list: # One dict per wanted frame
     "All crops of one picture or clip"
     rows, last, why, name = {}, None, '', _folder(row['video'])
-    for half in [*(out/'crops'/name).glob('.*.part.*'), *(out/'masks'/name).glob('.*.part.*')]: half.unlink(missing_ok=True)
     try: wanted, frames = _frames_of(root/row['path'], n_frames)
     except BadMedia as e: return [_row(reason=e.reason)]
     masks = _masks_of(root/row['mask'] if row['mask'] else None, wanted)
@@ -379,12 +378,13 @@ def _finished(
 def _same_settings(
     out:Path, settings:dict, # The output folder, and everything that decides how a crop looks
 ):
-    "Refuse to mix crops of different settings in one folder"
+    "Refuse to mix crops of different settings in one folder, and sweep it"
     file = out/'extract.json'
     old = read_json(file) if file.exists() else settings
     differ = ', '.join(f'{k} was {old.get(k)!r} and is now {v!r}' for k, v in settings.items() if old.get(k) != v)
     if differ: raise UserError(f'{out} holds crops made with other settings ({differ}): use the same settings or another folder.')
     write_json(file, settings)
+    for half in out.rglob('.*.part.*'): half.unlink(missing_ok=True)   # half-written files a killed run has left
 
 # %% ../nbs/01_faces.ipynb #872bdebf
 def _videos(

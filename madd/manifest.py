@@ -58,9 +58,11 @@ def validate(
     df = df.copy()
     for k, t in {**VIDEO_COLUMNS, **CROP_COLUMNS}.items():
         if k in df and t == 'str': df[k] = df[k].fillna('').astype(str)
-    try: df = SCHEMA.validate(df.reset_index(drop=True))
-    except pa.errors.SchemaError as e:
-        raise UserError(f'This is not a manifest madd can use: {str(e).splitlines()[0]}') from None
+    try: df = SCHEMA.validate(df.reset_index(drop=True), lazy=True)
+    except pa.errors.SchemaErrors as e:
+        bad = e.failure_cases.iloc[0]
+        what = f'there is no column {bad.failure_case}' if bad.check == 'column_in_dataframe' else f'column {bad.column} holds {bad.failure_case!r} ({bad.check})'
+        raise UserError(f'This is not a manifest madd can use: {what}.') from None
     known = [k for k in (*VIDEO_COLUMNS, *CROP_COLUMNS) if k in df]
     return df[known + [k for k in df if k not in known]]
 

@@ -122,6 +122,7 @@ class AUC(Metric):
 # %% ../nbs/11_train.ipynb #9d03cd68
 class FitCallback(Callback):
     "A callback whose `start` is called once per real fit: not for `validate`, `get_preds` or `lr_find`"
+    started = False
     def before_fit(self):
         self.started = False
         self.run = not (hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'))
@@ -177,25 +178,33 @@ def table(self:History): return pd.DataFrame(self.rows)
 @patch(as_prop=True)
 def steps(self:History): return pd.DataFrame(self.log)
 
-# %% ../nbs/11_train.ipynb #ee770e4e
+# %% ../nbs/11_train.ipynb #bf00cbd5
 def plot_curves(
     history, # A `History`
     title='',
 ):
     "The terms of the loss step by step, and the validation metrics epoch by epoch"
     steps, rows = history.steps, history.table
-    names = {'loss': 'cross-entropy', 'ril': 'RIL', 'agda': 'cross-entropy after AGDA'}
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8))
-    for i, k in enumerate(k for k in names if k in steps):
-        left.plot(steps.step, steps[k], color=f'C{i}', alpha=.2, lw=.8)
-        left.plot(steps.step, steps[k].rolling(max(1, len(steps)//10), min_periods=1).mean(), color=f'C{i}', label=names[k])
+    fig, axes = plt.subplots(1, 2 + ('ril' in steps), figsize=(4 + 2.8*(1 + ('ril' in steps)), 2.6))
+    for ax, terms in zip(axes, (('loss', 'agda'), ('ril',))):
+        for k in terms: _smooth_curve(ax, steps, k)
     ends = steps.groupby('epoch').step.max()[rows.epoch] + 1
-    left.plot(ends, rows.valid_loss, 'k.--', lw=.8, label='cross-entropy, validation')
-    left.set(xlabel='step', title=title or 'loss', ylim=(0, None)); left.legend(fontsize=8)
-    for k in ('acc', 'auc'): right.plot(rows.epoch + 1, rows[k], '.-', label={'acc': 'accuracy', 'auc': 'AUC'}[k])
-    right.axhline(.5, color='grey', lw=.8, ls=':'); right.set(xlabel='epoch', title='validation identities, frames', ylim=(.3, 1.02)); right.legend(fontsize=8, loc='lower right')
-    plt.close(fig)
+    axes[0].plot(ends, rows.valid_loss, 'k.--', lw=.8, label='validation')
+    for k, name in (('acc', 'accuracy'), ('auc', 'AUC')): axes[-1].plot(rows.epoch + 1, rows[k], '.-', label=name)
+    axes[-1].axhline(.5, color='grey', lw=.8, ls=':')
+    axes[-1].set(xlabel='epoch', title='validation identities, frames', ylim=(.3, 1.02), xticks=rows.epoch + 1 if len(rows) < 13 else (1, len(rows)))
+    for ax, name in zip(axes, ('cross-entropy', 'RIL') if len(axes) == 3 else ('cross-entropy',)): ax.set(xlabel='step', title=name, ylim=(0, None))
+    for ax in axes: ax.legend(fontsize=8) if ax.get_legend_handles_labels()[0] else None
+    fig.suptitle(title, fontsize=10); plt.close(fig)
     return fig
+
+# %% ../nbs/11_train.ipynb #0ac6e46c
+def _smooth_curve(ax, steps, k):
+    "A running mean over a tenth of the run, with the raw steps faintly behind it"
+    if k not in steps: return
+    name, color = {'loss': ('training', 'C0'), 'agda': ('training, after AGDA', 'C2'), 'ril': ('training', 'C1')}[k]
+    ax.plot(steps.step, steps[k], color=color, alpha=.2, lw=.8)
+    ax.plot(steps.step, steps[k].rolling(max(1, len(steps)//10), min_periods=1).mean(), color=color, label=name)
 
 # %% ../nbs/11_train.ipynb #6d426123
 class KeepBest(FitCallback):

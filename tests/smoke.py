@@ -53,7 +53,7 @@ def training_step(folder):
     assert float(learn.history.table.iloc[-1].filter(like='loss').iloc[0]) > 0
     model.save(folder/'model')
     again, x = load(folder/'model'), torch.stack([d[0] for d in data])
-    with torch.inference_mode(): assert torch.equal(again(x), model.eval()(x)), 'the loaded network answers differently'
+    with torch.inference_mode(): assert torch.allclose(again(x), model.eval()(x), atol=1e-4), 'the loaded network answers differently'
     return 'trained, saved, loaded'
 
 
