@@ -131,6 +131,7 @@ def test_hub_failures_are_one_sentence(monkeypatch):
     import huggingface_hub
     def gone(*a, **k): raise ValueError('404 not found\nlong text')
     monkeypatch.setattr(madd_model, 'answers', lambda *a, **k: True)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', False)
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', gone)
     refused('nobody-in-particular/no-such-model', '404')
 
