@@ -31,11 +31,12 @@ from .train import train
 class DemoSettings:
     "Everything that decides what the main job computes"
     faces:str = ''        # '' the built-in identities, 'portraits', or a folder with one portrait per person
-    identities:int = 80   # People; split 72/14/14 % into train, val and test
-    frames:int = 3        # Frames per clip
-    size:int = 112        # Side of a face crop, pixels
+    identities:int = 140  # People; split 72/14/14 % into train, val and test
+    frames:int = 2        # Frames per clip
+    size:int = 116        # Side of a face crop, pixels
+    margin:float = 0.0    # Share of the face's height added around it
     train_on:str = 'c23'  # Compression of the training crops; both are judged
-    epochs:int = 4
+    epochs:int = 3
     bs:int = 16           # Crops per step
     lr:float = 1e-3       # Highest rate of the one-cycle schedule
     backbone:str = 'tf_efficientnet_lite0'
@@ -96,7 +97,7 @@ def cut_faces(
     workers=None,
 ): # The manifest of crops
     "Index the forged tree and extract aligned crops"
-    return extract(index(out/'data'), out/'crops', size=s.size, n_frames=s.frames, workers=workers)
+    return extract(index(out/'data'), out/'crops', size=s.size, n_frames=s.frames, margin=s.margin, workers=workers)
 
 # %% ../nbs/14a_demo.ipynb #18454b1c
 MODELS = {'MADD': lambda s: MADD(s.backbone, n_maps=s.n_maps), 'plain': lambda s: PlainDetector(s.backbone)}
