@@ -116,28 +116,6 @@ def write_clip(
         content, crf = (masks, MASK_CRF) if kind == 'masks' else (frames, int(kind[1:]))
         write_video(root/clip_path(method, kind, name), content, fps=FPS, crf=crf)
 
-# %% ../nbs/02a_forge_set.ipynb #70cc753d
-MASK_CRF, FPS = 10, 25
-
-def write_clip(
-    root:Path,      # Root of the set
-    method:str, name:str, kinds:list, # As `clips_of_pair` gives them
-    reals:dict,     # {identity: list of Portraits}: the animated real clips
-    seed:int,       # Of the whole set
-):
-    "Forge one clip and write it at every compression, with its masks; files that exist are kept"
-    missing = [k for k in kinds if not (root/clip_path(method, k, name)).exists()]
-    if not missing: return
-    target, _, source = name.partition('_')
-    frames, masks = [p.image for p in reals[target]], []
-    if method != 'original':
-        times, drawn = np.linspace(0, 1, len(frames)), clip_seed(seed, method, name)
-        made = [forge_face(method, p, q, drawn, t) for p, q, t in zip(reals[target], reals[source], times)]
-        frames, masks = [f.image for f in made], [np.rint(f.mask * 255).astype(np.uint8) for f in made]
-    for kind in missing:
-        content, crf = (masks, MASK_CRF) if kind == 'masks' else (frames, int(kind[1:]))
-        write_video(root/clip_path(method, kind, name), content, fps=FPS, crf=crf)
-
 # %% ../nbs/02a_forge_set.ipynb #d251d85e
 def is_done(
     root:Path,       # Root of the set
@@ -164,21 +142,6 @@ def forge_pair(
     return len(clips)
 
 # %% ../nbs/02a_forge_set.ipynb #448b5705
-def _start_worker(source):
-    "Set a worker up: one thread, the faces at hand, and no life after its parent's"
-    cv2.setNumThreads(1)
-    _worker['source'] = source
-    def follow(): parent_process().join(); os._exit(1)
-    Thread(target=follow, daemon=True).start()
-
-_worker = {}
-def _work(task): # (function, arguments); the source is already here
-    "Run one task of a worker"
-    function, args = task
-    try: return function(_worker['source'], *args)
-    except OSError as e: raise OSError(e.errno, e.strerror or str(e)) from None   # a plain one travels between processes
-
-# %% ../nbs/02a_forge_set.ipynb #84450f4b
 def _start_worker(source):
     "Set a worker up: one thread, the faces at hand, and no life after its parent's"
     cv2.setNumThreads(1)
