@@ -24,17 +24,18 @@ def fit_maps(
 
 # %% ../nbs/07_pooling.ipynb #4bdcafe7
 def bap(
-    feats:Tensor,             # Features, `b c h w`
+    feats:Tensor,             # Features, `b c h w`; or `b m c h w`, when every map has features of its own
     attns:Tensor,             # Attention maps, `b m h' w'`; resized to the features
     align_corners:bool=False, # How the resize treats the corners
 ) -> Tensor: # `b m c`, always float32: the sums would overflow in float16
     "Sum the features under each map (bilinear attention pooling)"
+    own = 'm' if feats.ndim == 5 else ''
     with full_precision(feats):
-        return torch.einsum('bchw,bmhw->bmc', feats.float(), fit_maps(attns, feats.shape[-2:], align_corners))
+        return torch.einsum(f'b{own}chw,bmhw->bmc', feats.float(), fit_maps(attns, feats.shape[-2:], align_corners))
 
 # %% ../nbs/07_pooling.ipynb #20af5dd2
 def norm_bap(
-    feats:Tensor,             # Texture features F, or the local averages D, `b c h w`
+    feats:Tensor,             # Texture features F, or the local averages D, `b c h w` or `b m c h w`
     attns:Tensor,             # Attention maps A, `b m h' w'`; resized to the features
     align_corners:bool=False, # How the resize treats the corners
     eps:float=1e-6,           # A sum shorter than this fades to zero instead of being blown up to length 1
