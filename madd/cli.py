@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'FULL', 'Seed', 'Workers', 'Faces', 'Device', 'Crops', 'options', 'is_a', 'disk_trouble', 'explain',
            'short_warnings', 'main', 'say', 'demo', 'portraits', 'forge', 'index', 'extract', 'train', 'evaluate',
-           'predict', 'nothing_judged', 'json_line', 'verdict_line']
+           'predict', 'convert', 'nothing_judged', 'json_line', 'verdict_line']
 
 # %% ../nbs/15_cli.ipynb #b2563080
 import errno, os, re, sys, traceback, warnings
@@ -355,6 +355,23 @@ def predict(
     else: say(*(verdict_line(r) for r in rows))
     if not any(r['probability'] is not None for r in rows): raise UserError(nothing_judged(rows, output))
     if not json: say(SCORE_NOTE, f'Details and pictures: {output/"predictions.html"}')
+
+# %% ../nbs/15_cli.ipynb #ea2f58aa
+@app.command()
+def convert(
+    checkpoint:Annotated[Path, typer.Argument(metavar='CHECKPOINT', help="The authors' .pth file. Nothing in it is executed.", show_default=False)],
+    out:Annotated[Path, typer.Argument(metavar='OUT', help='Folder for config.json and model.safetensors.', show_default=False)],
+    part:Annotated[str, _opt('--part', help="'madd', or 'plain' for the ordinary classifier on the same backbone.")]='madd',
+):
+    """Turn a checkpoint of the authors' release into a model folder.
+
+    The architecture is read off the names and shapes. A checkpoint that does not fit to the last tensor is refused.
+    """
+    from madd.model import convert
+    model = convert(checkpoint, out, part)
+    c = model.config
+    say(f'{out}: {c["model"]} on {c["backbone"]}' + (f', {c["n_maps"]} maps, texture {c["texture_stage"]}, attention {c["attention_stage"]}' if c['model'] == 'MADD' else ''),
+        f'Crop size {c["notes"]["size"]}. The checkpoint does not say which margin its crops had; compare before you trust a score.')
 
 # %% ../nbs/15_cli.ipynb #9418e4dc
 def nothing_judged(rows:list, output:Path) -> str:

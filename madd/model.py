@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Analysis', 'FORMAT', 'INPUT', 'MODELS', 'attention_level', 'check_stages', 'SavedModel', 'MADD', 'check_pictures',
            'keep_maps', 'PlainDetector', 'frozen_stats', 'build', 'differences', 'load', 'model_folder', 'hub_folder',
-           'cost_table', 'from_released', 'sort_released', 'released_loss']
+           'cost_table', 'from_released', 'sort_released', 'released_loss', 'convert']
 
 # %% ../nbs/10_model.ipynb #0cd9fee4
-import re
+import hashlib, re
 from collections import namedtuple
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -252,14 +252,15 @@ def model_folder(
 ) -> Path: # A folder that holds both files
     "Find the two files, or say what is there instead"
     folder = Path(path)
-    if folder.is_file(): raise UserError(f'{path} is a file; `load` reads folders with config.json and model.safetensors, and never pickles.')
+    if folder.is_file():
+        raise UserError(f'{path} is a file; `load` reads folders with config.json and model.safetensors. `madd convert {path} FOLDER` makes one of a released checkpoint.')
     if not folder.exists():
         if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(path)): raise UserError(f'There is no folder {path}.')
         folder = hub_folder(str(path))
     lacking = [n for n in ('config.json', 'model.safetensors') if not (folder/n).is_file()]
     if lacking:
         pickles = [p.name for p in sorted(folder.iterdir()) if p.suffix in ('.pth', '.pt', '.pkl', '.bin', '.ckpt')]
-        also = f' ({pickles[0]} is a pickle: madd does not open those)' if pickles else ''
+        also = f' ({pickles[0]} is a pickle, which madd does not open; a released checkpoint can be turned into such a folder by `madd convert`)' if pickles else ''
         raise UserError(f'{path} holds no {" and no ".join(lacking)}{also}.')
     return folder
 
@@ -340,6 +341,23 @@ def released_loss(
     return loss
 
 def _loss_with(model, **settings): return part('loss', model.recipe.loss)(model.n_maps, model.backbone.channels[model.texture_stage], **model.recipe.loss_settings | settings)
+
+# %% ../nbs/10_model.ipynb #1defb0b8
+def convert(
+    path,            # The authors' `.pth` file
+    out,             # Folder for config.json and model.safetensors
+    part:str='madd', # 'madd', or 'plain' for the ordinary classifier on the same backbone
+) -> SavedModel: # Read back from `out`
+    "Turn a released checkpoint into a folder that `load` reads"
+    if part not in ('madd', 'plain'): raise UserError(f"part must be 'madd' or 'plain', got {part!r}.")
+    if (Path(out)/'config.json').exists(): raise UserError(f'{out} holds a model already; choose another folder.')
+    model = from_released(path, part, verbose=False)
+    model.notes.update(size=model.backbone.net.pretrained_cfg['input_size'][-1], converted_from=Path(path).name, sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest())
+    model.save(out)
+    again, x = load(out), torch.rand(1, 3, 64, 64)*2 - 1
+    with torch.no_grad():
+        if not torch.equal(again(x), model(x)): raise RuntimeError(f'What was written to {out} answers differently from {path}.')
+    return again
 
 # %% ../nbs/10_model.ipynb #0eec75e0
 @patch

@@ -57,15 +57,17 @@ class PerMapTexture(nn.Module):
 
     def gate(self, T:Tensor, attns:Tensor) -> Tensor:                                       # (B, N, H, W), (B, M, h, w)
         open_ = torch.tanh(fit_maps(attns.detach(), T.shape[-2:], align_corners=True)).to(T.dtype)
-        return (T[:, None] * open_[:, :, None]).flatten(1, 2)                               # (B, M*N, H, W)
+        return (T.contiguous()[:, None] * open_[:, :, None]).flatten(1, 2)                  # (B, M*N, H, W)
+
+    def conv(self, k:int, x:Tensor) -> Tensor:                                              # (B, M*n, H, W)
+        c = self.convs[k]
+        return F.conv2d(x, c.weight.contiguous(), c.bias, padding=c.padding, groups=c.groups).unflatten(1, (self.n_maps, -1))  # (B, M, N, H, W)
 
     def forward(self, feats:Tensor, attns:Tensor) -> tuple[Tensor, Tensor]:
         T, local = texture_residual(self.extract(feats), attns.shape[-2:])                  # (B, N, H, W), (B, N, h, w)
-        found = self.convs[0](self.gate(T, attns)).unflatten(1, (self.n_maps, -1))          # (B, M, N, H, W)
-        for norm, conv in zip(self.norms, self.convs[1:]):
-            new = conv(F.relu(norm(found.flatten(1, 2)))).unflatten(1, (self.n_maps, -1))
-            found = torch.cat([found, new], dim=2) if conv is not self.convs[-1] else new   # (B, M, 2N .. 4N, H, W)
-        return F.relu(self.norms[-1](found.flatten(1, 2))).unflatten(1, (self.n_maps, -1)), local
+        found, act = [self.conv(0, self.gate(T, attns))], partial(F.relu, inplace=True)
+        for k in (1, 2, 3, 4): found.append(self.conv(k, act(self.norms[k-1](torch.cat(found, dim=2).flatten(1, 2)))))
+        return act(self.norms[4](found[4].flatten(1, 2))).unflatten(1, (self.n_maps, -1)), local   # (B, M, N, H, W), (B, N, h, w)
 
 # %% ../nbs/09a_released.ipynb #04c99b0a
 def standardise(
@@ -232,8 +234,8 @@ def read_checkpoint(
     "Open a checkpoint without running anything in it, and find its tensors"
     if not Path(path).is_file(): raise UserError(f'There is no file {path}.')
     try: found = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e:
-        raise UserError(f'{path} is no checkpoint that can be opened safely ({str(e).strip().splitlines()[0][:120]}).') from None
+    except Exception:   # whatever the pickle machinery stumbles over
+        raise UserError(f'{path} is no checkpoint that can be opened safely: it is damaged, no PyTorch file, or holds more than tensors and plain containers.') from None
     state = found.get('state_dict', found) if isinstance(found, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f'{path} holds no state dict: a dictionary of tensors, or one under the key "state_dict".')

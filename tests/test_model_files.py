@@ -44,7 +44,7 @@ def test_a_pickle_is_never_opened(folder, tmp_path):
     (folder/'model.safetensors').write_bytes(evil)
     refused(folder, 'safetensors')
     (tmp_path/'model.pth').write_bytes(evil)
-    refused(tmp_path/'model.pth', 'never pickles')
+    refused(tmp_path/'model.pth', 'madd convert')
     (folder/'model.safetensors').unlink()
     (folder/'pytorch_model.bin').write_bytes(evil)
     refused(folder, 'no model.safetensors', 'pickle')
