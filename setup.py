@@ -22,7 +22,7 @@ setup(
     packages=find_packages(include=['madd', 'madd.*']),
     package_data={'madd': words('package_data')},
     install_requires=words('requirements'),
-    extras_require={'dev': words('dev_requirements')},
+    extras_require={'dev': words('dev_requirements')} | {key.removeprefix('extra_'): words(key) for key in cfg if key.startswith('extra_')},
     python_requires='>=' + cfg['min_python'],
     entry_points={'console_scripts': words('console_scripts'), 'nbdev': ['madd=madd._modidx:d']},
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research',

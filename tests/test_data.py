@@ -1,14 +1,14 @@
 "Reading data sets as they come, keeping people apart, and batches that repeat. Every test is named after the mistake it prevents."
-import functools, http.server, json, os, subprocess, sys, threading, warnings
+import functools, http.server, json, os, subprocess, sys, tarfile, threading, warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from madd import data
+from madd import data, datasets
 from madd.core import FAKE, REAL, UserError
-from madd.data import CropDataset, balance_classes, check_leaks, dataloaders, identity_split, index
+from madd.data import AUGMENTS, CropDataset, balance_classes, check_leaks, dataloaders, identity_split, index, read_crop
 from madd.manifest import video_row, write_manifest
 from madd.media import save_image
 
@@ -22,8 +22,9 @@ def touch(path):
 
 
 @pytest.fixture
-def ff(tmp_path):
-    "A complete FF++ tree of empty files, four methods, raw under its other name c0"
+def ff(tmp_path, monkeypatch):
+    "A complete FF++ tree of empty files, four methods, raw under its other name c0; the official lists are as short as ours"
+    monkeypatch.setattr(datasets, 'FF_PAIRS', {s: len(p) for s, p in PAIRS.items()})
     root = tmp_path/'FF'
     for c in ('c0', 'c23', 'c40'):
         for a, b in sum(PAIRS.values(), []):
@@ -69,8 +70,12 @@ def test_manipulations_of_one_name_are_not_merged(ff):
 
 # DeepFakeDetection lies in the same tree, has other names and no official split: it must not be read as FF++.
 def test_deepfakedetection_is_not_read_as_ff(ff):
+    before = index(ff)
     touch(ff/'manipulated_sequences/DeepFakeDetection/c23/videos/01_02__exit_phone_room__YVGY8LOK.mp4')
-    assert 'DeepFakeDetection' not in set(index(ff).method)
+    with pytest.warns(UserWarning, match='Too few people in dfd'): df = index(ff)
+    row = df[df.method == 'DeepFakeDetection'].iloc[0]
+    assert (row.dataset, row.target, row.source, row.split) == ('dfd', '01', '02', '')
+    assert df[df.dataset == 'ff++'].reset_index(drop=True).equals(before)
 
 
 # Endings in capitals and files of macOS must neither be lost nor be read.
@@ -94,6 +99,7 @@ def test_a_partial_download_is_indexed_with_one_warning(ff):
 def test_no_random_split_is_invented(ff):
     (ff/'splits/val.json').unlink()
     with pytest.raises(UserError, match='fetch_splits'): index(ff)
+    assert set(index(ff, by='people').split_rule) == {'people, seed 0, 0.72/0.14/0.14'}   # unless it is asked for, and then it says so
 
 
 # The index must work from any folder: paths are absolute even when the root was given as a relative one.
@@ -142,7 +148,7 @@ def test_a_wrong_split_file_is_refused(tmp_path, monkeypatch):
         url = f'http://127.0.0.1:{server.server_port}'
         with pytest.raises(UserError, match='SHA-256'): data.fetch_splits(tmp_path/'got', url)
         assert not list((tmp_path/'got').glob('*.json'))
-        monkeypatch.setattr(data, 'SPLITS_SHA256', {s: hashlib.sha256((tmp_path/f'web/{s}.json').read_bytes()).hexdigest() for s in PAIRS})
+        monkeypatch.setattr(datasets, 'SPLITS_SHA256', {s: hashlib.sha256((tmp_path/f'web/{s}.json').read_bytes()).hexdigest() for s in PAIRS})
         assert data.read_splits('.', data.fetch_splits(tmp_path/'got', url))['test'] == [('007', '132')]
         with pytest.raises(UserError, match='could not be downloaded'): data.fetch_splits(tmp_path/'more', url + '/nowhere')
         server.shutdown()
@@ -223,3 +229,79 @@ def test_an_unreadable_crop_is_not_replaced(crops):
 def test_mixed_margins_are_refused(crops):
     df, root = crops
     with pytest.raises(UserError, match='different margins'): dataloaders(df.assign(margin=np.linspace(.2, .4, len(df))), root)
+
+
+# The paper augments reals only; nothing that leaves a trace may be done to one class alone.
+def test_only_a_mirror_may_depend_on_the_label():
+    assert data.REALS_ONLY == ('paper',) and type(AUGMENTS['paper']()).__name__ == type(AUGMENTS['released']()).__name__ == 'RandomHorizontalFlip'
+
+
+# `paper` mirrors reals and leaves fakes alone.
+def test_paper_leaves_fakes_alone(crops):
+    df, root = crops
+    plain, paper = (CropDataset(df, root, 32, a) for a in ('none', 'paper'))
+    moved = np.array([not (plain[i][0] == paper[i][0]).all() for i in range(len(plain))])
+    assert not moved[df.label == FAKE].any() and 0 < moved[df.label == REAL].mean() < 1
+
+
+# Weighted draws: classes equal, order and augmentation the same for any number of workers, validation untouched.
+def test_weighted_draws_do_not_depend_on_workers(crops):
+    df, root = crops
+    def run(n, **kw): return [(x.double().sum().item(), y.tolist()) for x, y in dataloaders(df, root, size=32, bs=8, augment='modern', balance='weighted', num_workers=n, device='cpu', **kw).train]
+    assert run(0) == run(2) and run(0) != run(0, seed=1)
+    with pytest.raises(UserError, match="'repeat', 'weighted'"): dataloaders(df, root, balance='weigthed')
+
+
+# A crop drawn twice in one epoch must not be augmented twice in the same way.
+def test_the_second_draw_of_a_crop_is_augmented_anew(crops):
+    df, root = crops
+    ds = CropDataset(df, root, 32, 'modern')
+    assert not (ds[3][0] == ds[3 + len(ds)][0]).all() and (ds[3][0] == ds[3][0]).all() and ds[3][1] == ds[3 + len(ds)][1]
+
+
+def pack(df, root, out):
+    "Crops into two WebDataset shards; the manifest that goes with them"
+    (out/'shards').mkdir(parents=True)
+    for k in range(2):
+        with tarfile.open(out/f'shards/{k:06}.tar', 'w') as tar:
+            for n in range(k, len(df), 2): tar.add(root/df.crop.iloc[n], f'{n}.png')
+    return df.assign(crop=[f'shards/{n % 2:06}.tar#{n}.png' for n in range(len(df))])
+
+
+# Training from shards, and from an object store, is training: the same batches in the same order, with and without workers.
+@pytest.mark.parametrize('workers', [0, 2])
+def test_shards_and_urls_give_the_batches_of_files(crops, tmp_path, workers):
+    import fsspec
+    df, root = crops
+    packed = pack(df, root, tmp_path/'packed')
+    url = f'file://{tmp_path}/copy' if workers else 'memory://packed'   # memory:// lives in one process
+    for f in (tmp_path/'packed/shards').iterdir():
+        fs, at = fsspec.core.url_to_fs(f'{url}/shards/{f.name}')
+        fs.makedirs(at.rpartition('/')[0], exist_ok=True); fs.pipe_file(at, f.read_bytes())
+    seen = [[(x.double().sum().item(), y.tolist()) for x, y in dataloaders(d, r, size=32, bs=8, augment='modern', num_workers=n, device='cpu').train]
+            for d, r, n in ((df, root, 0), (packed, tmp_path/'packed', workers), (packed, url, workers))]
+    assert seen[0] == seen[1] == seen[2]
+
+
+# A shard that is written again must not be read with its old table of contents.
+def test_a_rewritten_shard_is_read_anew(crops, tmp_path):
+    df, root = crops
+    first = read_crop(tmp_path/'s'/pack(df, root, tmp_path/'s').crop[0])
+    with tarfile.open(tmp_path/'s/shards/000000.tar', 'w') as tar: tar.add(root/df.crop.iloc[4], 'other.png'); tar.add(root/df.crop.iloc[5], '0.png')
+    assert not (first == read_crop(tmp_path/'s/shards/000000.tar#0.png')).all() and (read_crop(tmp_path/'s/shards/000000.tar#0.png') == read_crop(root/df.crop.iloc[5])).all()
+
+
+# A shard that is cut off, no tar at all, or without the crop is one sentence.
+@pytest.mark.parametrize('spoil', [lambda p: p.write_bytes(p.read_bytes()[:700]), lambda p: p.write_bytes(b'no tar'), lambda p: p.unlink(), lambda p: p.write_bytes(b'')])
+def test_a_spoilt_shard_is_one_sentence(crops, tmp_path, spoil):
+    df, root = crops
+    name = tmp_path/'s'/pack(df, root, tmp_path/'s').crop[2]
+    spoil(tmp_path/'s/shards/000000.tar')
+    with pytest.raises(UserError, match='cannot be read'): read_crop(name)
+
+
+# Crops of a manifest from somebody else must not be read from outside its folder.
+@pytest.mark.parametrize('crop', ['/etc/passwd', '../crops/a.png', 'a/../../b.png', 'shards/0.tar#../a.png'])
+def test_crops_outside_the_folder_are_refused(crops, crop):
+    df, root = crops
+    with pytest.raises(UserError, match='outside'): CropDataset(df.assign(crop=crop), root)
