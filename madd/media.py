@@ -175,21 +175,22 @@ class VideoInfo:
     width:int; height:int; fps:float; frames:int; seconds:float
     damaged:bool = False # A packet is broken, or the clip ends long before its announced end
 
-# %% ../nbs/00a_media.ipynb #9d341ff6
+# %% ../nbs/00a_media.ipynb #7b43bdcd
 def video_info(
     path:str|Path, # A clip
 ) -> VideoInfo:
     "Size as stored, rate, and the number of frames that are really in the file"
     box, stream = _open_video(path)
+    n, broken, last = 0, False, 0.                      # whole packets, any broken one, the latest end in seconds
     with box:
-        try: packets = [(p.is_corrupt, p.stream is stream and not p.is_discard, _end(p)) for p in box.demux() if p.size]
+        try:
+            for p in box.demux():
+                if not p.size: continue
+                n, broken, last = n + (p.stream is stream and not p.is_discard and not p.is_corrupt), broken or p.is_corrupt, max(last, _end(p))
         except Exception as e: raise BadMedia(path, _video_reason(e)) from None
-        rate = float(stream.average_rate or stream.guessed_rate or 25)
-        promised = ((box.duration or 0) + (box.start_time or 0))/av.time_base
-        broken = any(b for b, *_ in packets)
-        short = bool(packets) and promised - max(end for *_, end in packets) > .5
-        n = sum(ours and not b for b, ours, _ in packets)
         if not n: raise BadMedia(path, 'there is not a single whole frame in it')
+        rate = float(stream.average_rate or stream.guessed_rate or 25)
+        short = ((box.duration or 0) + (box.start_time or 0))/av.time_base - last > .5   # promised more than there is
         return VideoInfo(stream.codec_context.width, stream.codec_context.height, rate, n, n/rate, broken or short)
 
 # %% ../nbs/00a_media.ipynb #4fc89967
@@ -238,19 +239,21 @@ def read_frames(
     path:str|Path,     # A clip
     wanted=None,       # How many frames, evenly spaced; or a list of frame numbers; or all of them (`None`)
     strict:bool=False, # Raise `BadMedia` at the end when wanted frames were missing; otherwise warn
+    info:VideoInfo|None=None, # What `video_info` said, when it was asked before
 ): # Iterator of `(index, seconds, rgb)`
     "Read frames in order; of a damaged clip everything that is whole, and then say so"
-    info = video_info(path)
-    left = set(even_indices(info.frames, wanted) if wanted is None or np.isscalar(wanted) else wanted)
-    n, (box, stream) = len(left), _open_video(path)
+    info, got = info or video_info(path), 0
+    if wanted is None: wanted = range(info.frames)                       # a range needs no memory, however long the clip
+    else: wanted = frozenset(even_indices(info.frames, wanted) if np.isscalar(wanted) else wanted)
+    n, (box, stream) = len(wanted), _open_video(path)
     with box:
-        for i, seconds, rgb in _decoded(box, stream, frozenset(left)):
-            left.discard(i)
+        for i, seconds, rgb in _decoded(box, stream, wanted):
+            got += 1
             yield i, seconds, rgb
-            if not left: break
-    if n and len(left) == n: raise BadMedia(path, 'none of the wanted frames can be decoded')
-    if left and strict: raise BadMedia(path, f'{len(left)} of {n} wanted frames cannot be decoded, the clip is cut short or damaged')
-    if left or info.damaged: warnings.warn(f'{path} is cut short or damaged: {info.frames} whole frames, {n - len(left)} of {n} wanted ones were read.')
+            if got == n: break
+    if n and not got: raise BadMedia(path, 'none of the wanted frames can be decoded')
+    if got < n and strict: raise BadMedia(path, f'{n - got} of {n} wanted frames cannot be decoded, the clip is cut short or damaged')
+    if got < n or info.damaged: warnings.warn(f'{path} is cut short or damaged: {info.frames} whole frames, {got} of {n} wanted ones were read.')
 
 # %% ../nbs/00a_media.ipynb #f30769dd
 def _h264(box, width, height, fps, crf, preset):

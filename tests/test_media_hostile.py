@@ -1,14 +1,20 @@
 "Files nobody should send, and clips that must come out the same everywhere"
 import os, pickle, struct, subprocess, sys, warnings, zlib
+from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 from skimage.data import astronaut
 
 from madd.core import UserError
+from madd.extract import Cut, Guard, _in_worker, extract, guarded
+from madd.manifest import video_row
 from madd.media import BadMedia, compress, find_media, read_frames, read_image, save_image, video_info, write_video
 
 
@@ -252,3 +258,77 @@ def test_find_media(tmp_path, face):
     assert find_media([tmp_path, tmp_path/'b.png', str(tmp_path/'*.png')]) == find_media(tmp_path)
     for nothing in (tmp_path/'no', tmp_path/'*.mp4', []):
         with pytest.raises(UserError): find_media(nothing)
+
+
+# ---- all of it at once, through extraction --------------------------------------------------------------------------------
+
+def clip_of(path, frames, codec='libx264', pix_fmt='yuv420p', times=None, degrees=0):
+    "A clip by hand: any times, any depth, any rotation"
+    with av.open(str(path), 'w') as box:
+        s = box.add_stream(codec, rate=25); s.height, s.width, s.pix_fmt = *frames[0].shape[:2], pix_fmt
+        if times: s.codec_context.time_base = s.time_base = Fraction(1, 1000)
+        if degrees: s.set_display_rotation(degrees)
+        for k, rgb in enumerate(frames):
+            f = av.VideoFrame.from_ndarray(rgb, format='rgb24')
+            if times: f.pts, f.time_base = times[k], Fraction(1, 1000)
+            box.mux(s.encode(f))
+        box.mux(s.encode())
+    return path
+
+
+@pytest.fixture(scope='module')
+def zoo(tmp_path_factory, face, clip):
+    "name -> (file, rows expected, crops expected, what the reason must say)"
+    d = tmp_path_factory.mktemp('zoo')
+    frames = [np.roll(face, 2*i, 1) for i in range(12)]
+    whole = write_video(d/'whole.mp4', frames*4).read_bytes()
+    (d/'cut.mp4').write_bytes(whole[:len(whole)*9//10]); (d/'zero.mp4').touch(); (d/'text.mp4').write_text('not a clip'); os.mkfifo(d/'pipe.mp4')
+    (d/'folder.mp4').mkdir(); Image.fromarray(face).save(d/'ok.png')
+    return {name: (d/name, *rest) for name, rest in {
+        'one.mp4': (write_video(d/'one.mp4', frames[:1]), 1, 1, ''),
+        'vfr.mp4': (clip_of(d/'vfr.mp4', frames, times=[0, 10, 20, 500, 510, 2000, 2010, 2020, 2900, 4000, 4001, 6000]), 6, 6, ''),
+        'turned.mp4': (clip_of(d/'turned.mp4', [np.ascontiguousarray(np.rot90(f, -1)) for f in frames], degrees=90), 6, 6, ''),
+        'hdr.mp4': (clip_of(d/'hdr.mp4', frames, pix_fmt='yuv420p10le'), 6, 6, ''),
+        'hevc.mp4': (clip_of(d/'hevc.mp4', frames, codec='libx265', pix_fmt='yuv420p10le'), 6, 6, ''),
+        'ok.png': (0, 1, 1, ''),
+        'cut.mp4': (0, 6, 6, ''),
+        'zero.mp4': (0, 1, 0, 'empty'), 'text.mp4': (0, 1, 0, 'not a clip'), 'pipe.mp4': (0, 1, 0, 'not an ordinary file'), 'folder.mp4': (0, 1, 0, 'folder'),
+        'gone.mp4': (0, 1, 0, 'no such file'), 'bomb.png': (bomb(d/'bomb.png', 60_000), 1, 0, 'limit')}.items() for rest in [rest[1:]]}
+
+
+@pytest.fixture(scope='module')
+def extracted(zoo, tmp_path_factory):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return extract(pd.DataFrame([video_row(f, 0, 'zoo', name=n) for n, (f, *_) in zoo.items()]), tmp_path_factory.mktemp('out'), size=96, n_frames=6)
+
+
+@pytest.mark.parametrize('name', ['one.mp4', 'vfr.mp4', 'turned.mp4', 'hdr.mp4', 'hevc.mp4', 'ok.png', 'cut.mp4', 'zero.mp4', 'text.mp4', 'pipe.mp4', 'folder.mp4', 'gone.mp4', 'bomb.png'])
+def test_extraction_takes_it_or_says_why(zoo, extracted, name):
+    _, rows, crops, why = zoo[name]
+    mine = extracted[extracted.video == f'zoo/original/asis/{name}']
+    assert len(mine) == rows and ((mine.crop == '') == (mine.reason != '')).all()
+    assert (mine.crop != '').sum() == crops
+    assert all(why in r for r in mine.reason if r) and (why == '' or (mine.reason != '').any())
+    if name == 'vfr.mp4': assert mine.seconds.tolist() == pytest.approx([0, .02, .51, 2.02, 2.9, 6.][:1] + mine.seconds.tolist()[1:]) and mine.seconds.is_monotonic_increasing and mine.seconds.iloc[-1] == pytest.approx(6., abs=.01)
+    if name in ('turned.mp4', 'hdr.mp4', 'hevc.mp4'):                                  # upright: the eyes are level and above the mouth
+        assert ((mine.ly0 - mine.ly1).abs() < .2*(mine.lx1 - mine.lx0)).all() and (mine.ly3 > mine.ly0).all()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(keep=st.floats(.05, 1), flips=st.lists(st.tuples(st.floats(0, .999), st.integers(1, 255)), max_size=12))
+def test_damaged_clips_give_rows_and_nothing_else(clip, worker, tmp_path_factory, keep, flips):
+    "Cut anywhere, with any bytes changed: the worker answers, and every row has a crop or a reason"
+    data = bytearray(clip.read_bytes()); data = data[:max(1, int(len(data)*keep))]
+    for at, x in flips: data[int(at*len(data))] ^= x
+    bad = tmp_path_factory.getbasetemp()/'damaged.mp4'; bad.write_bytes(data)
+    rows, reason, _ = guarded(worker, _in_worker, (str(bad), '', str(bad.with_name('damaged')), 'x', asdict(Cut(64, 5))), 60)
+    assert (rows is None) == bool(reason)
+    for r in rows or []: assert bool(r['crop']) != bool(r['reason'])
+
+
+@pytest.fixture(scope='module')
+def worker():
+    guard = Guard()
+    yield guard
+    guard.close()
