@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'FULL', 'Seed', 'Workers', 'Faces', 'Device', 'Crops', 'options', 'is_a', 'disk_trouble', 'explain',
-           'short_warnings', 'main', 'say', 'demo', 'portraits', 'forge', 'index', 'extract', 'train', 'evaluate',
-           'predict', 'convert', 'nothing_judged', 'json_line', 'verdict_line']
+           'short_warnings', 'main', 'say', 'demo', 'portraits', 'forge', 'index', 'extract', 'train', 'ablate',
+           'evaluate', 'predict', 'convert', 'nothing_judged', 'json_line', 'verdict_line']
 
 # %% ../nbs/15_cli.ipynb #b2563080
 import errno, os, re, sys, traceback, warnings
@@ -194,80 +194,146 @@ def forge(
     say(f'{n} clips of {identities} people in {root}. Those under manipulated_sequences are forgeries made by madd: keep them labelled as such.',
         f'Next: madd index {root} -o {root}.parquet')
 
+# %% ../nbs/15_cli.ipynb #51582fa1
+def _show_layouts(wanted:bool):
+    "List what `madd index` recognises and stop"
+    if not wanted: return
+    from madd.datasets import READERS
+    say(*(f'{r.name}: {r.layout}' for r in READERS)); raise typer.Exit()
+
 # %% ../nbs/15_cli.ipynb #e2138a37
 @app.command()
 def index(
-    root:Annotated[Path, typer.Argument(metavar='ROOT', help='A data set as it was downloaded: FaceForensics++, a forged set, or real/ and fake/ folders.', show_default=False)],
+    root:Annotated[Path, typer.Argument(metavar='ROOT', help='A data set as it was downloaded (`madd index --layouts` lists them), or a table with the columns path and label.', show_default=False)],
     output:Annotated[Path, _opt('--output', '-o', help='Manifest to write, .parquet or .csv.')]=Path('manifest.parquet'),
-    splits:Annotated[Optional[Path], _opt('--splits', help="Folder of FaceForensics++'s split files, when they lie elsewhere.")]=None,
+    splits:Annotated[Optional[Path], _opt('--splits', help='Folder of the official split files, when they lie elsewhere.')]=None,
+    by:Annotated[str, _opt('--by', help="'official' splits where there are any, or 'people': a split of your own without a shared person.")]='official',
+    seed:Seed=0,
+    layouts:Annotated[bool, typer.Option('--layouts', callback=_show_layouts, is_eager=True, help='List the layouts that are recognised, and stop.')]=False,
 ):
     """List the videos of a data set in one table.
 
-    With labels, identities and the official splits; no private JSON is needed.
+    With labels, identities and splits that share no person; no private JSON is needed. What differs from the complete data set is said on stderr.
     """
     from madd.data import index as read_layout, summary
     from madd.manifest import write_manifest
-    df = read_layout(root, splits)
+    df = read_layout(root, splits, seed=seed, by=by)
     write_manifest(df, output)
-    say(summary(df).to_string(), f'{len(df)} videos in {output}. Next: madd extract {output} CROPS')
+    rules = ', '.join(r for r in sorted(set(df.get('split_rule', []))) if r)
+    say(summary(df).to_string(), f'{len(df)} videos in {output}' + (f' (splits: {rules})' if rules else '') + f'. Next: madd extract {output} CROPS')
 
-# %% ../nbs/15_cli.ipynb #b87a3a47
+# %% ../nbs/15_cli.ipynb #ae703e75
 @app.command()
 def extract(
-    manifest:Annotated[Path, typer.Argument(metavar='MANIFEST', help='Manifest of videos, from `madd index`.', show_default=False)],
-    out:Annotated[Path, typer.Argument(metavar='OUT', help='Folder for the crops and their manifest.', show_default=False)],
+    manifest:Annotated[str, typer.Argument(metavar='MANIFEST', help='Manifest of videos, from `madd index`: a file, the folder it lies in, or a URL (s3://, gs://).', show_default=False)],
+    out:Annotated[str, typer.Argument(metavar='OUT', help='Folder or URL for the crops and their manifest.', show_default=False)],
     size:Annotated[int, _opt('--size', min=32, help='Side of a crop in pixels.')]=380,
     frames:Annotated[int, _opt('--frames', min=1, help='Frames per video, evenly spaced, both ends included.')]=8,
     margin:Annotated[float, _opt('--margin', min=0, help='Surroundings of the face; decides every later score.')]=.3,
+    faces:Annotated[str, _opt('--faces', help="'largest'; 'all', each with a track number; or 'mask': the one under the ground-truth mask, else the largest.")]='largest',
     quality:Annotated[Optional[int], _opt('--quality', min=1, max=100, help='Store JPEG of this quality instead of lossless PNG.')]=None,
+    shards:Annotated[Optional[int], _opt('--shards', min=1, help='Also pack the crops into WebDataset shards of so many, in OUT/packed.')]=None,
+    engine:Annotated[str, _opt('--engine', help="'local', or 'ray' for a Ray cluster (RAY_ADDRESS says which).")]='local',
+    timeout:Annotated[float, _opt('--timeout', min=1, help='Seconds a file may take, and one more for each of its megabytes.')]=300.,
+    memory:Annotated[float, _opt('--memory', min=.1, help='Gigabytes of memory a file may take.')]=2.,
     workers:Workers=None,
 ):
     """Find, align and cut the faces.
 
     A run that was stopped goes on; frames without a face are rows with the reason.
     """
-    from madd.faces import extract as cut
     from madd.core import UserError
-    crops = cut(manifest/'manifest.parquet' if manifest.is_dir() else manifest, out, size=size, n_frames=frames, margin=margin, workers=workers, quality=quality)
+    from madd.extract import extract as cut, write_shards
+    crops = cut(manifest, out, size=size, n_frames=frames, margin=margin, workers=workers, quality=quality, faces=faces, engine=engine, timeout=timeout, memory=memory)
     bad = crops[crops.crop == '']
     for reason, n in bad.reason.value_counts().items(): say(f'no crop, {n} times: {reason}')
-    if len(bad) == len(crops): raise UserError(f'Not one face was found in {crops.video.nunique()} files; {out/"manifest.parquet"} says why for each.')
+    if len(bad) == len(crops): raise UserError(f'Not one face was found in {crops.video.nunique()} files; {out.rstrip("/")}/manifest.parquet says why for each.')
+    out = out.rstrip('/') or out
+    if shards: write_shards(out, f'{out}/packed', per_shard=shards); out += '/packed'
     say(f'{len(crops) - len(bad)} crops of {crops.video.nunique()} files in {out}. Next: madd train {out} MODEL')
 
-# %% ../nbs/15_cli.ipynb #8ba28e1a
+# %% ../nbs/15_cli.ipynb #da78a29e
+def _run_paths(data, first, second, config):
+    "CROPS OUT, or --data CROPS OUT, or --data CROPS alone: then the run is named after its configuration"
+    words = [w for w in (first, second) if w]
+    data = data or (words.pop(0) if words else None)
+    if data is None: raise typer.BadParameter('Say which crops to train on: madd train CROPS OUT')
+    return data, words[0] if words else Path('runs')/(config.stem if config else 'madd')
+
+# %% ../nbs/15_cli.ipynb #b96ad00c
 @app.command()
 def train(
-    crops:Crops,
-    out:Annotated[Path, typer.Argument(metavar='OUT', help='Folder for the model.', show_default=False)],
-    backbone:Annotated[str, _opt('--backbone', help='Any timm EfficientNet with seven stages.')]='efficientnet_b4',
-    maps:Annotated[int, _opt('--maps', help='Attention maps (M).')]=4,
-    size:Annotated[Optional[int], _opt('--size', min=32, help="Side of the network's input; as the crops are by default.")]=None,
-    epochs:Annotated[int, _opt('--epochs', min=1, help='Epochs; the best one by validation AUC is kept.')]=5,
-    batch_size:Annotated[int, _opt('--batch-size', '-b', min=2, help='Crops per step.')]=16,
-    lr:Annotated[float, _opt('--lr', help='Highest learning rate.')]=1e-3,
-    augment:Annotated[str, _opt('--augment', help="'none', 'flip' or another name in madd.data.AUGMENTS.")]='flip',
+    crops:Annotated[Optional[Path], typer.Argument(metavar='CROPS', help='Manifest of crops, or the folder `madd extract` wrote.', show_default=False)]=None,
+    out:Annotated[Optional[Path], typer.Argument(metavar='OUT', help='Folder of the run.  [default: runs/NAME-OF-CONFIG]', show_default=False)]=None,
+    data:Annotated[Optional[Path], _opt('--data', help='The crops, in place of CROPS.', show_default=False)]=None,
+    config:Annotated[Optional[Path], _opt('--config', '-c', help='YAML file with any of the settings (see madd.runs.RunConfig).', show_default=False)]=None,
+    set_:Annotated[Optional[list[str]], _opt('--set', help='One setting, key=value; repeat for several.', show_default=False)]=None,
+    resume:Annotated[bool, _opt('--resume', help='Go on with the run in OUT, with the settings it has.')]=False,
+    backbone:Annotated[Optional[str], _opt('--backbone', help='An EfficientNet, legacy_xception, or any timm network with a feature pyramid.  [default: efficientnet_b4]', show_default=False)]=None,
+    recipe:Annotated[Optional[str], _opt('--recipe', help="'paper' or 'released'.  [default: paper]", show_default=False)]=None,
+    maps:Annotated[Optional[int], _opt('--maps', help='Attention maps (M).  [default: 4]', show_default=False)]=None,
+    size:Annotated[Optional[int], _opt('--size', min=32, help="Side of the network's input; as the crops are by default.", show_default=False)]=None,
+    epochs:Annotated[Optional[int], _opt('--epochs', min=1, help='The best one by validation AUC is kept.  [default: 5]', show_default=False)]=None,
+    batch_size:Annotated[Optional[int], _opt('--batch-size', '-b', min=2, help='Crops per step, on all GPUs together.  [default: 16]', show_default=False)]=None,
+    schedule:Annotated[Optional[str], _opt('--schedule', help="'one-cycle', 'constant', 'paper' or 'released'.  [default: one-cycle]", show_default=False)]=None,
+    lr:Annotated[Optional[float], _opt('--lr', help="Highest learning rate; the schedule's own by default.", show_default=False)]=None,
+    precision:Annotated[Optional[str], _opt('--precision', help="'auto', 'fp32', 'bf16' or 'fp16'.  [default: auto]", show_default=False)]=None,
+    ema:Annotated[Optional[float], _opt('--ema', help='Decay of a moving average of the weights, such as 0.999.', show_default=False)]=None,
+    augment:Annotated[Optional[str], _opt('--augment', help="'none', 'flip' ('released' is the same), 'paper' (reals only) or 'modern'.  [default: flip]", show_default=False)]=None,
+    balance:Annotated[Optional[str], _opt('--balance', help="'repeat' the smaller class as the paper, 'weighted' sampling, or 'none'.  [default: repeat]", show_default=False)]=None,
+    init:Annotated[Optional[str], _opt('--init', help='Start from the weights of an earlier run.', show_default=False)]=None,
     plain:Annotated[bool, _opt('--plain', help='Train the control instead: the same backbone without attention.')]=False,
-    ril:Annotated[bool, typer.Option('--ril/--no-ril', help='Regional independence loss.')]=True,
-    agda:Annotated[bool, typer.Option('--agda/--no-agda', help='Attention guided augmentation.')]=True,
-    pretrained:Annotated[bool, typer.Option('--pretrained/--random', help='Start from ImageNet weights.')]=True,
-    workers:Annotated[int, _opt('--workers', '-w', min=0, help='Extra processes that read crops.')]=0,
+    ril:Annotated[Optional[bool], typer.Option('--ril/--no-ril', help='Regional independence loss.  [default: ril]', show_default=False)]=None,
+    agda:Annotated[Optional[bool], typer.Option('--agda/--no-agda', help='Attention guided augmentation.  [default: agda]', show_default=False)]=None,
+    pretrained:Annotated[Optional[bool], typer.Option('--pretrained/--random', help='Start from ImageNet weights.  [default: pretrained]', show_default=False)]=None,
+    workers:Annotated[Optional[int], _opt('--workers', '-w', min=0, help='Extra processes that read crops.', show_default=False)]=None,
     device:Device=None,
-    seed:Seed=0,
+    seed:Annotated[Optional[int], _opt('--seed', help='Same seed, same machine, same numbers.', show_default=False)]=None,
 ):
     """Train a detector on crops.
 
-    The folder it writes is what `madd evaluate` and `madd predict` read.
+    The folder it writes is what `madd evaluate` and `madd predict` read. An interrupted run goes on with the same command. Many GPUs: torchrun --nproc-per-node 4 --no-python madd train ...
     """
-    from madd.core import reuse_memory, seed_everything
-    from madd.data import dataloaders
-    from madd.model import MADD, PlainDetector
-    from madd.train import train as fit
-    df, root = _manifest(crops)
-    seed_everything(seed); reuse_memory()
-    dls = dataloaders(df, root, size=size, bs=batch_size, augment=augment, seed=seed, num_workers=workers, device=_device(device))
-    model = PlainDetector(backbone, pretrained) if plain else MADD(backbone, n_maps=maps, pretrained=pretrained)
-    learn, history = fit(dls, model, epochs=epochs, seed=seed, out=out, lr=lr, ril=ril, agda=agda)
-    say(history.round(4).to_string(index=False), f'The best epoch is in {out}. Next: madd evaluate {out} --data {crops}')
+    from madd.core import UserError
+    from madd.runs import read_config, run
+    data, out = _run_paths(data, crops, out, config)
+    if resume and not config:
+        config = out/'config.yaml'
+        if not config.exists(): raise UserError(f'{out} holds no run to go on with; leave --resume out to begin one.')
+    given = dict(model='PlainDetector' if plain else None, backbone=backbone, recipe=recipe, n_maps=maps, size=size, epochs=epochs, batch_size=batch_size, schedule=schedule,
+                 lr=lr, precision=precision, ema=ema, augment=augment, balance=balance, init=init, ril=ril, agda=agda, pretrained=pretrained, workers=workers, seed=seed)
+    settings = read_config(config, set_ or (), **{k: v for k, v in given.items() if v is not None})
+    done = run(settings, data, out, device=_device(device))
+    if int(os.environ.get('RANK', 0)): return
+    if done.learner is None: say(f'The run in {out} was finished before; nothing was computed.')
+    say(done.history.round(4).to_string(index=False), f'The best epoch is in {out}, the last one in {out/"last"}, settings and curves beside them. Next: madd evaluate {out} --data {data}')
+
+# %% ../nbs/15_cli.ipynb #5a76f87e
+@app.command()
+def ablate(
+    table:Annotated[str, typer.Argument(metavar='TABLE', help="'table1' (stages), 'table5' (number of maps), 'table6' (loss and dropping) or 'backbones'.", show_default=False)],
+    data:Annotated[Path, _opt('--data', help='Manifest of crops, or the folder `madd extract` wrote.', show_default=False)],
+    out:Annotated[Optional[Path], _opt('--out', '-o', help='One folder per row and seed.  [default: runs/TABLE]', show_default=False)]=None,
+    seeds:Annotated[int, _opt('--seeds', min=1, help='Runs per row.')]=3,
+    config:Annotated[Optional[Path], _opt('--config', '-c', help='YAML file with what all rows have in common (see madd.runs.RunConfig).', show_default=False)]=None,
+    set_:Annotated[Optional[list[str]], _opt('--set', help='One setting, key=value; repeat for several.', show_default=False)]=None,
+    level:Annotated[str, _opt('--level', help="'frame' or 'video'.")]='frame',
+    split:Annotated[str, _opt('--split', help='Which people are scored.')]='test',
+    device:Device=None,
+):
+    """Train every row of one of the paper's tables over several seeds.
+
+    Prints mean and 95 % interval beside the authors' number, with the plain backbone as one more row. A stopped grid goes on with the same command.
+    """
+    import matplotlib; matplotlib.use('Agg')
+    from madd.ablate import ablate as train_rows, plot_table, summary
+    from madd.core import UserError, atomic_path, house_style
+    from madd.runs import read_config
+    if level not in ('frame', 'video'): raise UserError(f"--level is 'frame' or 'video', not {level!r}.")
+    house_style(); out = out or Path('runs')/table
+    lines = summary(train_rows(table, data, out, seeds, read_config(config, set_ or ()), split, _device(device)), table, level)
+    with atomic_path(out/f'{table}_{level}.png') as tmp: plot_table(lines, title=f'{table}, {split} people, {level}s').savefig(tmp, bbox_inches='tight')
+    say(lines.round(2).to_string(na_rep='-'), f'Every run: {out/table}.csv. Picture: {out/table}_{level}.png')
 
 # %% ../nbs/15_cli.ipynb #24072fe8
 def _device(name:str|None):

@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 import torch
 from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
 
 from madd.core import UserError, seed_everything
 from madd.data import dataloaders
@@ -96,8 +98,10 @@ def test_the_folder_loads_and_says_how_to_use_it(data, tmp_path, kind, schedule)
 
 
 def test_one_map_and_switches(data):
+    learn, history = train(loaders(data), small(n_maps=1), 1)
+    assert 'ril' not in history and 'agda' not in history          # table 5: a single map is trained with neither
     for kw in (dict(), dict(ril=False), dict(agda=False), dict(ril=False, agda=False)):
-        learn, history = train(loaders(data), small(n_maps=1), 1, **kw)
+        learn, history = train(loaders(data), small(n_maps=2), 1, **kw)
         assert ('ril' in history) == kw.get('ril', True) and ('agda' in history) == kw.get('agda', True)
         assert np.isfinite(history.drop(columns='auc').values).all()
 
@@ -123,8 +127,10 @@ def test_a_reused_learner_starts_afresh(data):
 class At(Callback):
     "Does something in a given epoch and step of training"
     order = -8
-    def __init__(self, epoch, step, do): self.when, self.do = (epoch, step), do
-    def before_batch(self):
+    def __init__(self, epoch, step, do, event='before_batch'):
+        self.when, self.do = (epoch, step), do
+        setattr(self, event, self.once)
+    def once(self):
         if self.training and (self.epoch, self.iter) == self.when: self.do(self)
 
 
@@ -156,14 +162,95 @@ def test_control_c_leaves_the_best_epoch(data, tmp_path):
     assert len(pd.read_csv(tmp_path/'run/history.csv')) == 2 and fingerprint(load(tmp_path/'run')) == fingerprint(net)
 
 
-def test_a_validation_set_of_one_class_is_warned_about(data):
+@pytest.mark.parametrize('split, label', [('val', 0), ('val', 1), ('train', 0), ('train', 1)])
+def test_a_class_missing_from_a_split_is_refused_before_anything_changes(data, split, label):
     crops, root = data
-    only = crops[(crops.split != 'val') | (crops.label == 0)]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        learn, history = train(loaders((only, root)), small(PlainDetector), 2)
-    assert any('one class only' in str(w.message) for w in caught)
-    assert learn.keep_best.best_epoch == history.valid_loss.argmin()
+    only, net = crops[(crops.split != split) | (crops.label == label)], small(PlainDetector)
+    before = fingerprint(net)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        with pytest.raises(UserError, match='both classes in every split'): train(loaders((only, root)), net, 2)
+    assert fingerprint(net) == before
+
+
+def plain_loaders(n=12, bs=4, valid=4, labels=(0, 1), spoil=lambda x: x, **kw):
+    "Loaders that know nothing about crops"
+    g = torch.Generator().manual_seed(0)
+    items = [(spoil(torch.rand(3, SIZE, SIZE, generator=g)*2 - 1) if i == n - 1 else torch.rand(3, SIZE, SIZE, generator=g)*2 - 1, labels[i % len(labels)]) for i in range(n)]
+    return DataLoaders(DataLoader(items, bs=bs, **kw), DataLoader(items[:valid], bs=4), device='cpu')
+
+
+@pytest.mark.parametrize('kind', [MADD, PlainDetector])
+@pytest.mark.parametrize('bad, says', [(dict(labels=(0, 2)), 'Labels must be 0'), (dict(labels=(0, -1)), 'Labels must be 0'), (dict(bs=1), 'too few for batch norm'),
+                                       (dict(n=13), 'too few for batch norm'), (dict(n=1, drop_last=False), 'too few'), (dict(n=3, drop_last=True), 'no full training batch'), (dict(valid=0), 'no validation crops')])
+def test_bad_input_is_one_sentence_before_any_weight_changes(kind, bad, says):
+    net = small(kind)
+    before = fingerprint(net)
+    with pytest.raises(UserError, match=says) as e: train(plain_loaders(**bad), net, 1)
+    assert fingerprint(net) == before and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+def test_pixels_that_are_no_numbers_leave_the_weights_as_they_were(value):
+    def spoil(x): x[1, 5, 5] = value; return x
+    for kind in (MADD, PlainDetector):
+        net = small(kind)
+        before = fingerprint(net)
+        with pytest.raises(UserError, match='NaN'): train(plain_loaders(spoil=spoil), net, 1)
+        assert fingerprint(net) == before
+
+
+def test_a_guard_that_looks_late_still_keeps_nan_out_of_every_file(data, tmp_path):
+    def spoil(cb): cb.learn.loss_grad = cb.learn.loss_grad*math.nan
+    class Late(At): order = 19
+    net = small()
+    learn = madd_learner(loaders(data), net, path=tmp_path/'run', cbs=[Late(1, 0, spoil, 'after_loss')])
+    learn.nan_guard.every = 1000
+    with pytest.raises(UserError, match='epoch 2'): learn.fit(3)
+    assert finite(net) and fingerprint(load(tmp_path/'run')) == fingerprint(net) and len(learn.history.table) == 1
+
+
+@pytest.mark.parametrize('precision', ['bf16', 'fp16'])
+def test_half_precision_keeps_weights_and_centres_in_float32(data, precision):
+    net = small()
+    learn, history = train(loaders(data, bs=15), net, 1, precision=precision)
+    assert {v.dtype for v in learn.model.state_dict().values()} <= {torch.float32, torch.int64} and np.isfinite(history.loss).all()
+
+
+def test_compiled_and_plain_networks_train_alike(data):
+    tables = [train(loaders(data), small(dropout=0.), 1, compile=c)[1].drop(columns='seconds') for c in (False, 'eager')]
+    np.testing.assert_allclose(*(t.values for t in tables), rtol=1e-3)
+
+
+def test_the_best_epoch_of_a_moving_average_is_the_average(data, tmp_path):
+    net = small()
+    learn, history = train(loaders(data), net, 2, ema=.5, out=tmp_path/'run')
+    score = learn.validate()
+    assert math.isclose(score[0], history.valid_loss[learn.keep_best.best_epoch], rel_tol=1e-5)
+    assert fingerprint(load(tmp_path/'run')) == fingerprint(net)
+
+
+def test_the_released_recipe_trains_with_its_match_loss(data):
+    net = small(recipe='released')
+    learn, history = train(loaders(data), net, 1, schedule='released')
+    assert learn.agda.match_weight == .1 and learn.ril.weight == .5 and np.isfinite(history.loss).all() and history.lr[0] == 1e-4
+    totals = []
+    for weight in (0., .1):
+        learn = madd_learner(loaders(data), small(recipe='released'), cbs=[At(0, 1, lambda cb: raise_(KeyboardInterrupt()))])
+        learn.agda.match_weight = weight
+        class Total(Callback):
+            order = 3
+            def after_loss(self): totals.append(float(self.learn.loss_grad.detach()))
+        torch.manual_seed(0)
+        with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=[Total()])
+    assert 0 < totals[1] - totals[0] < .2      # 0.1 times a distance between unit vectors
+
+
+def test_callbacks_add_columns_to_the_history(data, tmp_path):
+    class Counted(Callback):
+        def after_validate(self): self.row = {'seen': self.learn.train_iter}
+    learn, history = train(loaders(data), small(PlainDetector), 2, out=tmp_path/'run', cbs=[Counted()])
+    assert history.seen.tolist() == [len(learn.dls.train), 2*len(learn.dls.train)] and 'seen' in pd.read_csv(tmp_path/'run/history.csv')
 
 
 def test_the_batch_norm_statistics_move_once_per_step(data):
