@@ -107,7 +107,8 @@ def check_index(
     "Refuse maps and numbers that do not fit the pictures"
     if attns.ndim != 4 or x.ndim != 4 or len(x) != len(attns) or 0 in attns.shape:
         raise UserError(f'AGDA needs maps of shape B x M x h x w for pictures of shape B x C x H x W, got {tuple(attns.shape)} and {tuple(x.shape)}.')
-    index, n_maps = torch.as_tensor(index, device=attns.device), attns.shape[1]
-    if index.shape != x.shape[:1] or index.min() < 0 or index.max() >= n_maps:
+    index, n_maps = torch.as_tensor(index), attns.shape[1]
+    wrong = index.device.type == 'cpu' and len(index) and (index.min() < 0 or index.max() >= n_maps)   # numbers that lie on a GPU are not read back
+    if index.shape != x.shape[:1] or wrong:
         raise UserError(f'AGDA needs one map number between 0 and {n_maps - 1} for each of {len(x)} pictures, got {index.tolist()}.')
-    return index
+    return index.to(attns.device)

@@ -57,7 +57,7 @@ def check_batch(
     if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[-2:]) < 32:
         raise UserError(f'The network reads batches of RGB crops, (batch, 3, height, width) with sides of 32 or more; got {tuple(x.shape)}.')
     if not x.is_floating_point(): raise UserError(f'The network reads floats in [-1, 1], not {x.dtype}; use `madd.core.normalise`.')
-    if finite and not x.is_meta and not torch.isfinite(x).all():
+    if finite and x.device.type == 'cpu' and not torch.isfinite(x).all():
         raise UserError('A picture in this batch holds NaN or infinity; remove it, because training on it would spoil the model.')
 
 # %% ../nbs/04_backbone.ipynb #85e76607

@@ -46,11 +46,11 @@ from .train import (PRECISIONS, SCHEDULES, FitCallback, MADDLearner, check_dls, 
 class ModelConfig:
     "Which network, and where its first weights come from"
     model:str = 'MADD'               # 'MADD', or 'PlainDetector' for the control
-    backbone:str = 'efficientnet_b4' # Any timm EfficientNet with seven stages
+    backbone:str = 'efficientnet_b4' # An EfficientNet, legacy_xception, or any timm network with a feature pyramid
     recipe:str = 'paper'             # A key of `madd.model.RECIPES`
     n_maps:int = 4                   # M
     texture_stage:str = 'L2'         # SL_t
-    attention_stage:str = 'L5'       # SL_a
+    attention_stage:str = ''         # SL_a; by default L5 of an EfficientNet, L4 of other networks
     changes:dict = field(default_factory=dict) # Entries of the recipe that shall differ
     pretrained:bool = True           # Start the backbone from ImageNet weights
     pretrain_epochs:int = 0          # First train the backbone as a plain classifier (the released code: 20)
@@ -394,7 +394,7 @@ def warm_start(
 def new_model(config:RunConfig) -> nn.Module:
     "The network of a configuration, with the first weights that need no training"
     if config.model == 'PlainDetector': model = PlainDetector(config.backbone, config.pretrained)
-    else: model = MADD(config.backbone, config.recipe, config.n_maps, config.texture_stage, config.attention_stage, config.pretrained, **config.changes)
+    else: model = MADD(config.backbone, config.recipe, config.n_maps, config.texture_stage, config.attention_stage or None, config.pretrained, **config.changes)
     if config.init: warm_start(model, config.init)
     return model
 

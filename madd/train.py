@@ -69,7 +69,7 @@ class RILCallback(Callback):
     "Adds the regional independence loss to every training step (eq. 5) and shrinks alpha after every epoch"
     order, run_valid = 1, False
     def __init__(self,
-        weight:float=1., # lambda_1 of eq. 5
+        weight:float=1., # lambda_2 of eq. 5
     ): self.weight = weight
 
     @property
@@ -96,7 +96,7 @@ class AGDACallback(Callback):
     order, run_valid = 2, False
     def __init__(self,
         augment:nn.Module, # Called as `augment(x, attention)`, gives (pictures, index); see `AGDA`
-        weight:float=1.,   # lambda_2; the paper is silent, the released code has 1
+        weight:float=1.,   # The paper is silent, the released code has 1
         match_weight:float=0., # Of the distance of V before and after; 0 in the paper, 0.1 in the released code
     ): self.augment, self.weight, self.match_weight = augment, weight, match_weight
 
