@@ -5,6 +5,8 @@ from torchvision.transforms.functional import gaussian_blur
 
 B0 = dict(depths=[1, 2, 2, 3, 3, 4, 1], strides=[1, 2, 2, 2, 1, 2, 1], kernels=[3, 3, 5, 3, 5, 5, 3], widths=[16, 24, 40, 80, 112, 192, 320], stem=32, last=1280)
 
+B4 = dict(depths=[2, 4, 4, 6, 6, 8, 2], strides=B0['strides'], kernels=B0['kernels'], widths=[24, 32, 56, 112, 160, 272, 448], stem=48, last=1792)
+
 
 def random_state(gen, m=4, hidden=256, net=B0):
     "Random weights with sensible sizes, float64, under the authors' names"
@@ -126,6 +128,16 @@ def agda(x, a, index, noise, threshold=.5, zoom=4., rate=.1):
     w = (sig((w - threshold)*zoom) - sig(-threshold*zoom)) / (1 - sig(-threshold*zoom))
     small = gaussian_blur(resize(x, [n//2 for n in x.shape[-2:]]), [11, 11], [7., 7.]) + rate*noise
     return x*(1 - w) + resize(small, x.shape[-2:])*w
+
+
+def evaluate(net, size, seed=1):
+    "Only an evaluation, for a network of any size: (state dict, picture, outputs)"
+    gen = torch.Generator().manual_seed(seed)
+    settle = Reference(random_state(gen, net=net), net, momentum=1.); settle.train = True
+    x = torch.randn(1, 3, size, size, generator=gen, dtype=torch.float64).clamp(-1, 1)
+    with torch.no_grad():
+        settle(x)
+        return settle.s, x, Reference(settle.s, net)(x)
 
 
 def record(seed=0, size=190):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from madd.model import MADD, from_released
 from madd.pooling import bap, fit_maps, norm_bap
 from madd.released import DistanceRIL, RealCenterLoss, SigmoidAGDA, draw_strong_maps, match_loss, place
-from released_reference import record
+from released_reference import B4, evaluate, record
 
 FOLDER = Path(os.environ.get('MADD_PARITY', Path(__file__).resolve().parents[2]/'shared'/'parity'))
 RECORDED = sorted(FOLDER.glob('released_*.pt')) if FOLDER.is_dir() else []
@@ -157,3 +157,12 @@ def test_the_wrong_padding_would_be_noticed():
     model = from_released(d['state_dict'], verbose=False)
     timms = MADD('tf_efficientnet_b0', recipe='released', port='timm', pretrained=False).eval(); timms.load_state_dict(model.state_dict())
     with torch.no_grad(): assert (timms(d['x']) - d['eval']['ensemble_logit']).abs().max() > 1e-3
+
+
+def test_b4_at_its_nominal_size_has_maps_of_23_by_23():
+    state, x, want = evaluate(B4, 380)
+    model = from_released(single(state), verbose=False)
+    assert (model.backbone.name, model.texture_stage, model.attention_stage) == ('tf_efficientnet_b4', 'L2', 'L5')
+    with torch.no_grad(): seen = model.analyse(x.float())
+    assert seen.attention.shape[-2:] == (23, 23)
+    maps_close(seen.attention, want['attention_maps']); maps_close(seen.texture, want['texture_pooled']); logits_close(seen.logits, want['ensemble_logit'])
