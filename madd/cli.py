@@ -356,14 +356,20 @@ def _named_models(folders, device):
         models[name] = model
     return models
 
-# %% ../nbs/15_cli.ipynb #e5749b97
+# %% ../nbs/15_cli.ipynb #1694e9da
 @app.command()
 def evaluate(
     models:Annotated[list[str], typer.Argument(metavar='MODEL...', help='Folders that `madd train` wrote. Give the plain control too.', show_default=False)],
-    data:Annotated[Path, _opt('--data', help='Manifest of crops, or the folder `madd extract` wrote.', show_default=False)],
-    output:Annotated[Path, _opt('--output', '-o', help='Folder for table.csv, scores and figures.')]=Path('evaluation'),
+    data:Annotated[Path, _opt('--data', help='Manifest of crops, or the folder `madd extract` wrote; with --protocol also a data set as it was downloaded.', show_default=False)],
+    output:Annotated[Path, _opt('--output', '-o', help='Folder for tables, scores and figures.')]=Path('evaluation'),
     split:Annotated[str, _opt('--split', help="'train', 'val' or 'test'; '' for everything.")]='test',
+    protocol:Annotated[Optional[str], _opt('--protocol', help="'celeb-df': 30 frames per test video, AUC of frames.")]=None,
+    calibrate:Annotated[bool, typer.Option('--calibrate', help="First fit temperature and thresholds on the split 'val' and store them in the models' folders.")]=False,
+    alpha:Annotated[float, _opt('--alpha', help='With --calibrate: highest chance of a wrong verdict on a real, and on a fake.')]=.05,
+    raw:Annotated[bool, typer.Option('--raw', help='Ignore the calibration a model carries.')]=False,
+    stress:Annotated[bool, typer.Option('--stress', help='Then damage the crops, seven ways at five levels, and measure again; resumable.')]=False,
     batch_size:Annotated[int, _opt('--batch-size', '-b', min=1, help='Crops per step.')]=32,
+    workers:Annotated[int, _opt('--workers', '-w', min=0, help='Extra processes that read crops, or cut faces.')]=0,
     device:Device=None,
 ):
     """Measure detectors on crops they have not seen.
@@ -371,31 +377,59 @@ def evaluate(
     Per manipulation and compression, for frames and videos, with 95 % intervals.
     """
     from madd.core import UserError, reuse_memory
-    from madd.evaluate import metrics_table, score_models
-    df, root = _manifest(data)
+    from madd.evaluate import get_protocol, metrics_table, protocol_crops, score_models, thresholds_for
+    goal = get_protocol(protocol) if protocol else dict(level='video')
+    if not protocol: df, root = _manifest(data)
+    elif calibrate: raise UserError('A protocol measures on foreign data; calibrate on the data the model was trained with, in a call of its own.')
     if split not in ('train', 'val', 'test', ''): raise UserError(f"--split is 'train', 'val', 'test' or '' for everything, not {split!r}.")
     reuse_memory()
-    scores = score_models(_named_models(models, _device(device)), df, root, split, batch_size=batch_size)
-    table = metrics_table(scores)
-    written = _write_evaluation(output, table, scores, root, dict(models=list(models), data=str(data), split=split))
-    wanted = ['model', 'compression', 'method', 'auc', 'lo', 'hi', 'acc', 'videos', 'coverage']
-    say('Videos, AUC with its 95 % interval:', table[table.level == 'video'].reindex(columns=wanted).round(3).to_string(index=False, na_rep='-'),
-        *[f'{what}: {path}' for what, path in written.items()])
+    named, how = _named_models(models, _device(device)), dict(batch_size=batch_size, num_workers=workers, calibrated=not raw)
+    if protocol: df, root = protocol_crops(named, data, output, protocol, workers or None); split = goal['split']
+    if calibrate: _calibrate(dict(zip(named, models)), named, df, root, alpha, batch_size, workers)
+    scores = score_models(named, df, root, split, **how)
+    table = metrics_table(scores, thresholds=thresholds_for(named, df, root, **how))
+    about = dict(models=list(models), data=str(data), split=split, protocol=protocol or '', calibration={k: dict(temperature=m.notes.get('temperature', 1.), shift=m.notes.get('shift', 0.)) for k, m in named.items()} if not raw else 'not used')
+    written = _write_evaluation(output, table, scores, root, about)
+    if stress: written |= _stress(named, df, root, output/'stress', split, batch_size, workers)
+    level = goal['level']
+    wanted = ['model', 'compression', 'method', 'auc', 'lo', 'hi', 'acc', 'acc_val', 'videos', 'coverage']
+    shown = table[table.level == level].reindex(columns=wanted).dropna(axis=1, how='all')
+    say(f'{level.capitalize()}s, AUC with its 95 % interval:', shown.round(3).to_string(index=False, na_rep='-'), *[f'{what}: {path}' for what, path in written.items()])
 
-# %% ../nbs/15_cli.ipynb #b3b48006
+# %% ../nbs/15_cli.ipynb #1336c281
+def _calibrate(folders, named, df, root, alpha, batch_size, workers):
+    "Fit on the validation split, store in the folder of each model, use at once"
+    from madd.calibrate import calibrate, set_calibration, store_calibration
+    from madd.core import UserError
+    if gone := [f for f in folders.values() if not (Path(f)/'config.json').is_file()]: raise UserError(f'{gone[0]} is no folder on this machine, so a calibration cannot be stored there.')
+    for name, model in named.items():
+        found = calibrate(model, df, root, alpha, batch_size=batch_size, num_workers=workers)
+        store_calibration(folders[name], set_calibration(model, found) and found)
+        frames = found.table[found.table.level == 'frame']
+        say(f'{name}: temperature {found.temperature:.3f}, shift {found.shift:.3f}, ECE {frames.ece.iloc[0]:.3f} -> {frames.ece.iloc[-1]:.3f} on validation frames'
+            + ('' if found.low is None else f'; likely real up to {found.low:.3f}, likely fake from {found.high:.3f}'))
+
+def _stress(named, df, root, out, split, batch_size, workers) -> dict: # What was written: path
+    "The robustness sweep, and its picture"
+    import matplotlib; matplotlib.use('Agg')
+    from madd.stress import stress
+    stress(named, df, root, out, split=split, batch_size=batch_size, num_workers=workers)
+    return {'Robustness': out/'stress.png', 'Its numbers': out/'stress.csv'}
+
+# %% ../nbs/15_cli.ipynb #4d28d399
 def _write_evaluation(output, table, scores, root, settings) -> dict: # What was written: path
     "Scores of every frame, the table, and the page when there is something to draw"
     import matplotlib; matplotlib.use('Agg')
     from madd.core import atomic_path
+    from madd.evaluate import write_results
     from madd.report import write_report
-    for name, d in scores.items():
-        with atomic_path(output/f'scores_{re.sub("[^A-Za-z0-9._-]+", "_", name).strip("_.")}.parquet') as tmp: d.to_parquet(tmp)
+    files = write_results(output, scores, table, settings)
     shown = next((n for n in scores if n != 'plain'), 'plain')
     if not table.auc.notna().any():     # one class only: there is nothing to compare
         with atomic_path(output/'metrics.csv') as tmp: table.to_csv(tmp, index=False)
-        return {'All metrics': output/'metrics.csv'}
+        return {'All metrics': output/'metrics.csv', 'For reading': files['markdown'], 'For programs': files['json']}
     page = write_report(output, table, scores, root=root, settings=settings, model=shown)
-    return {'Report': page, 'All metrics': output/'metrics.csv', 'The same for programs': output/'metrics.json'}
+    return {'Report': page, 'All metrics': output/'metrics.csv', 'For reading, beside the paper': files['markdown'], 'The same for programs': files['json'], 'Scores of every frame': files['scores']}
 
 # %% ../nbs/15_cli.ipynb #0e128898
 @app.command()

@@ -18,8 +18,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from fastcore.basics import patch
-from .core import (FAKE, ATTENTION_NOTE, SCORE_NOTE, UserError, atomic_path, default_device, heat_over, label_forged, normalise,
+from .core import (ATTENTION_NOTE, SCORE_NOTE, UserError, atomic_path, default_device, heat_over, label_forged, normalise,
                        progress, read_json, write_json)
+from .evaluate import fake_probability, model_calibration
 from .faces import MARGIN, FaceDetector, align_face, follow
 from .media import BadMedia, find_media, is_image, is_video, read_frames, read_image
 from .model import load, model_folder
@@ -155,19 +156,20 @@ def model_fingerprint(
     parts = [hashlib.sha256((Path(folder)/name).read_bytes()).digest() for name in ('config.json', 'model.safetensors')]
     return hashlib.sha256(b''.join(parts)).hexdigest()[:12]
 
-# %% ../nbs/14_predict.ipynb #33692ca8
+# %% ../nbs/14_predict.ipynb #a6cbf137
 @torch.inference_mode()
 def crop_scores(
     model,        # Gives two logits per crop; class 1 is fake
     crops,        # List of (S, S, 3) bytes
     device='cpu', # Where the model lives
     batch_size:int=8,
+    calibrated:bool=True, # Use the temperature and shift the model carries; False: raw
 ) -> np.ndarray: # (B,) between 0 and 1
-    "Softmax of the logits, the column of the fakes"
-    probs = []
+    "P(fake) of every crop, calibrated if the model was"
+    probs, how = [], model_calibration(model) if calibrated else (1., 0.)
     for i in range(0, len(crops), batch_size):
         x = normalise(np.stack(crops[i:i+batch_size])).to(device)   # (b, 3, S, S)
-        probs.append(model(x).double().softmax(-1)[:, FAKE].cpu())  # (b,)
+        probs.append(fake_probability(model(x), *how))              # (b,)
     return torch.cat(probs).numpy() if probs else np.zeros(0)
 
 # %% ../nbs/14_predict.ipynb #0b6c9e84

@@ -7,7 +7,7 @@ import pytest
 
 SCRIPT = Path(sys.executable).with_name('madd')
 START = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, '-c', 'import sys; from madd.cli import main; sys.exit(main())']
-COMMANDS = ('demo', 'portraits', 'forge', 'index', 'extract', 'train', 'evaluate', 'predict')
+COMMANDS = ('demo', 'portraits', 'forge', 'index', 'extract', 'train', 'ablate', 'evaluate', 'predict', 'convert')
 
 
 def madd(*words, cwd=None, status=0, **kw):
@@ -216,3 +216,28 @@ def test_a_reader_who_leaves_is_no_error(work):
     line = ' '.join([*(f"'{s}'" for s in START), 'predict', *said['clips'], '--model', 'models/small', '-o', 'judged', '--frames', '3', '--json', '--device', 'cpu', '| head -c 10'])
     done = subprocess.run(line, shell=True, cwd=d, capture_output=True, text=True, timeout=120, env=os.environ | dict(TQDM_DISABLE='1'))
     assert not re.search('Traceback|Error', done.stderr), done.stderr
+
+
+def test_ablate_trains_every_row_and_goes_on_where_it_stopped(work):
+    d, _ = work
+    words = ('ablate', 'table1', '--data', 'crops', '-o', 'grid', '--seeds', 1, '--device', 'cpu', '--set', 'backbone=mobilenetv2_035', '--set', 'pretrained=false',
+             '--set', 'epochs=1', '--set', 'batch_size=8', '--set', 'size=64')
+    said = madd(*words, cwd=d).stdout
+    for row in ('L2, L4', 'L2, L5', 'L3, L4', 'L3, L5', 'plain backbone'): assert row in said
+    assert '97.26' in said and (d/'grid'/'table1.csv').exists() and (d/'grid'/'table1_frame.png').exists()
+    when = {p: p.stat().st_mtime_ns for p in d.glob('grid/*/*/model.safetensors')}
+    assert len(when) == 5 and madd(*words, cwd=d).stdout == said
+    assert {p: p.stat().st_mtime_ns for p in d.glob('grid/*/*/model.safetensors')} == when
+    assert 'table5' in madd('ablate', 'table9', '--data', 'crops', cwd=d, status=2).stderr
+
+
+def test_convert_makes_a_folder_that_predict_reads(work, tmp_path):
+    import torch
+    from released_reference import record
+    state = {k: v.float() if v.is_floating_point() else v for k, v in record(size=64)['state_dict'].items()}
+    torch.save(dict(state_dict=state), tmp_path/'ckpt.pth'); torch.save(dict(state_dict={k: v for k, v in state.items() if 'bn3' not in k}), tmp_path/'broken.pth')
+    assert '4 maps' in madd('convert', 'ckpt.pth', 'model', cwd=tmp_path).stdout
+    assert {p.name for p in (tmp_path/'model').iterdir()} == {'config.json', 'model.safetensors'}
+    madd('predict', work[0]/work[1]['clips'][0], '--model', 'model', '-o', 'judged', '--frames', 2, '--no-figures', '--device', 'cpu', cwd=tmp_path)
+    assert 'missing: texture.norms.2' in madd('convert', 'broken.pth', 'model2', cwd=tmp_path, status=2).stderr and not (tmp_path/'model2').exists()
+    assert 'another folder' in madd('convert', 'ckpt.pth', 'model', cwd=tmp_path, status=2).stderr
