@@ -176,6 +176,7 @@ def plot_measures(
     fig.suptitle(title, fontsize=10); plt.close(fig)
     return fig
 
+# %% ../nbs/13b_degradation.ipynb #afa9e4af
 def movie_strip(
     movie:Movie,
     face:int=0,    # Which of its faces
