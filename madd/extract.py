@@ -427,11 +427,12 @@ def _detector(): return FaceDetector()
 # %% ../nbs/01b_extract.ipynb #58d7f5d0
 def _sweep(
     desk:Path, name:str, # Where crops are made; the folder of this video
+    which:str=r'\.?\d{6}[_.].*', # Names to remove; a half-written file begins with a dot
 ):
     "Remove what an earlier attempt has left for one video"
     for kind in ('crops', 'masks'):
         for f in (desk/kind/name).glob('*'):
-            if f.is_file() and re.fullmatch(r'\.?\d{6}[_.].*', f.name): f.unlink(missing_ok=True)
+            if f.is_file() and re.fullmatch(which, f.name): f.unlink(missing_ok=True)
 
 # %% ../nbs/01b_extract.ipynb #9e475a99
 def _no_way_out(
@@ -456,6 +457,7 @@ def do_file(
             limit = None if job.timeout is None else job.timeout + (_bytes(path) or 0)//2**20
             rows, reason, heard = guarded(guard, _in_worker, (path, mask, str(desk), name, asdict(job.cut)), limit, job.memory)
         except BadMedia as e: reason = e.reason
+        _sweep(desk, name, r'\.\d{6}[_.].*')   # of a worker that was killed while it wrote, and replaced
         if reason: _sweep(desk, name); rows = [_row(reason=reason)]
         if not store.local:
             for f in sorted(p for p in desk.rglob('*') if p.is_file()): store_file(store, str(f.relative_to(desk).as_posix()), f)
