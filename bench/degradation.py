@@ -2,12 +2,13 @@
 
 Every variant is trained on the same forged people (embedded identities, crf 23) with several seeds; after every epoch the maps of the same 30
 forged faces of the validation people are measured (`madd.degradation`). Finished runs are kept in --work and not repeated."""
-import argparse, datetime, os, platform, shlex, sys, time
+import argparse, os, time
 from pathlib import Path
 
 import timm, torch
 from torch import nn
 
+from common import command, cpu, today
 from madd.attention import AttentionBlock
 from madd.core import read_json, reuse_memory, seed_everything, write_json
 from madd.data import dataloaders, index
@@ -40,12 +41,6 @@ VARIANTS = {
     'from scratch: none': dict(pretrained=False, **NONE), 'from scratch: RIL + AGDA': dict(pretrained=False),
     'recipe released: none': dict(recipe='released', loss='none', augment='none'), 'recipe released': dict(recipe='released'),
 }
-
-
-def cpu():
-    "The name of the processor"
-    try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
-    except (OSError, StopIteration): return platform.processor()
 
 
 def data(work):
@@ -84,7 +79,7 @@ def main():
             rows.append(run(name, settings, seed, args.epochs, crops, root, args.work)); last = {k: v[-1] for k, v in rows[-1]['maps'].items()}
             print(f'seed {seed}  {name:28s} AUC {max(rows[-1]["auc"]):.3f}  correlation {last["correlation"]:.2f}  top IoU {last["top_iou"]:.2f}  effective {last["effective"]:.2f}  {rows[-1]["seconds"]} s', flush=True)
             if args.out:
-                write_json(args.out, dict(date=datetime.date.today().isoformat(), command=shlex.join(['python', 'bench/degradation.py', *sys.argv[1:]]), hardware=cpu(), torch=torch.__version__,
+                write_json(args.out, dict(date=today(), command=command(), hardware=cpu(), torch=torch.__version__,
                     timm=timm.__version__, threads=args.threads, data=f'{IDENTITIES} embedded identities, {FRAMES} frames, crf 23, crops of {SIZE} px', backbone=BACKBONE, epochs=args.epochs, batch=BATCH, rows=rows))
 
 

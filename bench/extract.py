@@ -8,7 +8,7 @@ memory  How much more memory does a clip of two hours need than one of ten secon
 rates   How many frames per second, with one worker and with one per core?
 
 The clips are made here, from the public-domain portrait in scikit-image, so that everybody measures the same thing; `--faces` adds a folder of portraits."""
-import argparse, datetime, os, platform, shlex, statistics, subprocess, sys, tempfile, time
+import argparse, os, platform, shlex, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import av
@@ -19,6 +19,7 @@ import pandas as pd
 from retinaface import detect_faces
 from skimage.data import astronaut
 
+from common import cpu, today
 from madd.core import write_json
 from madd.data import index
 from madd.extract import Cut, _extract_one, extract
@@ -29,12 +30,6 @@ from madd.media import BadMedia, find_media, read_frames, read_image, write_vide
 from madd.sources import AstronautFaces
 
 SEED = 0
-
-
-def cpu():
-    "The name of the processor"
-    try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
-    except (OSError, StopIteration): return platform.processor()
 
 
 def clip(path, n, size, face, seed=SEED):
@@ -212,7 +207,7 @@ def main():
         work = dict(floor=lambda: floor(tmp, args.repeats), lost=lambda: losses(tmp, args.faces, args.portraits), memory=lambda: two_hours(tmp), rates=lambda: rates(tmp, 2))
         for part in args.parts: parts[part] = work[part]()
     worst = max((r['times_the_floor'] for r in parts.get('floor', []) if 'every face' not in r['what']), default=0)
-    write_json(args.out, dict(what='madd.extract: read, find, align, cut and write faces', date=datetime.date.today().isoformat(), hardware=f'{cpu()}, {os.cpu_count()} cores',
+    write_json(args.out, dict(what='madd.extract: read, find, align, cut and write faces', date=today(), hardware=f'{cpu()}, {os.cpu_count()} cores',
         load_average_at_end=round(os.getloadavg()[0], 1), seed=SEED, command=shlex.join(['python', 'bench/extract.py', *('PORTRAITS' if args.faces and Path(a) == args.faces else a for a in sys.argv[1:])]), python=platform.python_version(),
         opencv=cv2.__version__, onnxruntime=onnxruntime.__version__, av=av.__version__, goal='30 faces from a 720p clip of 300 frames: at most 2.5 times decoding its frames once, in one thread, in processor time',
         worst_ratio=worst, smallest_face_not_to_lose=SMALL, its_height_in_the_reduced_frame=ENOUGH, sampling='rates, 720p: 100 frames of a clip of 10 s, that is 10 per second; real time is 1', **parts))

@@ -3,7 +3,7 @@
 Forged faces per second, before encoding, on two processes of one thread each: per method and for all five in turn.
 Then a small set with encoding, masks and both compressions. The load of the machine is stored beside the numbers: `cpu_ms` is
 processor time per face and hardly moves when others work on the same machine, faces per second do."""
-import argparse, datetime, os, platform, shlex, sys, tempfile, time
+import argparse, os, platform, tempfile, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -11,16 +11,11 @@ from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 import cv2
 
+from common import command, cpu, today
 from madd.core import write_json
 from madd.forge import FORGE_SIZE, METHODS, animate, forge_face, portrait
 from madd.forge_set import forge_set
 from madd.sources import AstronautFaces
-
-
-def cpu():
-    "Name of the processor"
-    try: return next(line.split(':', 1)[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name'))
-    except (OSError, StopIteration): return platform.processor() or platform.machine()
 
 
 def forge_many(clips, methods, faces, seed):
@@ -65,7 +60,7 @@ def main():
     n_clips = args.identities * (1 + len(METHODS))
     write_json(args.out, dict(
         what='forged faces per second before encoding, and clips per second with encoding (crf 23 and 40, masks) and process start',
-        date=datetime.datetime.now(datetime.timezone.utc).strftime('%Y-%m-%d'), seed=args.seed, command=shlex.join(['python', 'bench/forge.py', *sys.argv[1:]]),
+        date=today(), seed=args.seed, command=command(),
         hardware=dict(cpu=cpu(), cores=os.cpu_count(), system=platform.system(), python=platform.python_version(), opencv=cv2.__version__),
         load_before=round(load, 2), load_after=round(os.getloadavg()[0], 2), size=FORGE_SIZE, workers=args.workers, faces_per_method=args.workers * args.faces,
         methods=found, overall=overall,

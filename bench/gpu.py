@@ -6,7 +6,7 @@
 
 It needs torch, timm and what `madd.model` imports, not fastai. Four questions: are mixed precision and torch.compile right; how many images per
 second and how much memory; where does the time go; and do the four variants {none, RIL, AGDA, both} differ on the forge's data, over seeds."""
-import argparse, datetime, io, json, os, platform, re, shlex, sys, time
+import argparse, io, json, os, platform, re, sys, time
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
@@ -15,6 +15,7 @@ import numpy as np
 import timm, torch
 import torch.nn.functional as F
 
+from common import command, today
 from madd.model import MADD, PlainDetector, frozen_stats
 from madd.released import match_loss
 
@@ -199,8 +200,8 @@ def main():
     a.batches, a.turns, a.warm, a.epochs = ([4], 3, 1, 1) if a.quick else ([16, 48], 12, 4, 8)
     if a.quick: a.seeds = 1
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.machine()
-    report = dict(date=datetime.date.today().isoformat(), hardware=name, torch=torch.__version__, timm=timm.__version__, seed=SEED, backbone=a.backbone, size=a.size,
-                  precision='bf16 autocast, channels_last' if device.type == 'cuda' else 'float32', command=shlex.join(['python', 'bench/gpu.py', *sys.argv[1:]]))
+    report = dict(date=today(), hardware=name, torch=torch.__version__, timm=timm.__version__, seed=SEED, backbone=a.backbone, size=a.size,
+                  precision='bf16 autocast, channels_last' if device.type == 'cuda' else 'float32', command=command())
     for part, f in dict(correctness=lambda: correctness(a, device), speed=lambda: speed(a, device), time_share=lambda: shares(a, device), loader=lambda: loader(a), variants=lambda: variants(a, device, until)).items():
         start = time.time(); report[part] = f(); print(f'{part}: {time.time() - start:.0f} s', flush=True)
         if a.out:      # every part that is done is kept

@@ -2,21 +2,16 @@
 
 EfficientNet-B4 at 380 pixels, float32, eager PyTorch, random weights: plain timm, recipe `paper` and recipe `released`, in one run, one call
 of each in turn, so that a machine that drifts drifts for all of them. The figure is the median of the ratios to plain timm, turn by turn."""
-import argparse, datetime, os, platform, shlex, sys, time
+import argparse, os, time
 from statistics import median
 
 import timm, torch
 
+from common import command, cpu, today
 from madd.core import reuse_memory, write_json
 from madd.model import MADD
 
 SEED, SIZE, LIMITS = 0, 380, dict(paper=1.2, released=1.5)
-
-
-def cpu():
-    "The name of the processor"
-    try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
-    except (OSError, StopIteration): return platform.processor()
 
 
 def seconds(model, x):
@@ -52,7 +47,7 @@ def main():
             x = torch.randn(b, 3, SIZE, SIZE).to(memory_format=memory)
             rows[f'{layout}, batch {b}'] = got = compare(models, x, args.turns)
             print(f'{layout:14s} batch {b}:  ' + '   '.join(f'{k} {v["ms"]:.0f} ms ({v["ratio"]:.2f})' for k, v in got.items()), flush=True)
-    result = dict(date=datetime.date.today().isoformat(), command=shlex.join(['python', 'bench/inference.py', *sys.argv[1:]]), seed=SEED, hardware=cpu(), threads=args.threads,
+    result = dict(date=today(), command=command(), seed=SEED, hardware=cpu(), threads=args.threads,
                   torch=torch.__version__, timm=timm.__version__, allocator='glibc, thresholds raised (madd.core.reuse_memory)' if reused else 'default', limits=LIMITS, rows=rows)
     if args.out: write_json(args.out, result)
 

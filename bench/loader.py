@@ -3,7 +3,7 @@
 Crops of 380 px are made here, from the built-in faces, with the grain of a camera: PNG files, JPEG files, and the JPEG files once more
 in WebDataset shards. The loader is run alone, then a training step of the paper's backbone (EfficientNet-B4, random weights) on one
 batch that is already there, then both together: what the step waits for the loader is measured and not derived."""
-import argparse, datetime, os, platform, shlex, sys, tarfile, tempfile, time, warnings
+import argparse, os, platform, tarfile, tempfile, time, warnings
 from pathlib import Path
 
 import cv2
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from common import command, cpu, today
 from madd.core import default_device, seed_everything, write_json
 from madd.data import dataloaders
 from madd.manifest import video_row
@@ -19,12 +20,6 @@ from madd.model import PlainDetector
 from madd.sources import AstronautFaces
 
 SEED, SIZE = 0, 380
-
-
-def cpu():
-    "The name of the processor"
-    try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
-    except (OSError, StopIteration): return platform.processor()
 
 
 def make_crops(root, n, ending):
@@ -117,8 +112,8 @@ def main():
     print(f'at {SIZE} px with {args.workers} workers: loader {slowest:.0f} images per second at least, training step {rate:.1f}: {slowest/rate:.1f} times; the step waits {100*share:.2f} % of its time')
     gpu = torch.cuda.get_device_name() if device.type == 'cuda' else 'none'
     write_json(args.out, dict(what=f'madd.data.dataloaders at {SIZE} px with {args.workers} workers, beside a training step of EfficientNet-B4 (plain, random weights), in one run',
-        date=datetime.date.today().isoformat(), hardware=f'{cpu()}, {os.cpu_count()} cores, GPU {gpu}', load_average_at_end=round(os.getloadavg()[0], 1), seed=SEED,
-        command=shlex.join(['python', 'bench/loader.py', *sys.argv[1:]]), python=platform.python_version(), opencv=cv2.__version__, torch=torch.__version__, torch_threads_of_step=threads,
+        date=today(), hardware=f'{cpu()}, {os.cpu_count()} cores, GPU {gpu}', load_average_at_end=round(os.getloadavg()[0], 1), seed=SEED,
+        command=command(), python=platform.python_version(), opencv=cv2.__version__, torch=torch.__version__, torch_threads_of_step=threads,
         batch_of_loader=16, batch_of_step=args.batch, workers=args.workers, step_device=device.type, step_images_per_second=round(rate, 2), step_waits_share=round(share, 4), results=rows))
     print('written to', args.out)
 

@@ -3,12 +3,13 @@
 EfficientNet-B4 at 380 pixels, batch 4, float32, on the CPU, random weights: one step of plain timm, two passes of it (the floor of a step with an
 augmented pass), and MADD `paper` and `released` with AGDA; in one run, one after the other in turns. The figure is the median of the ratios to plain
 timm, turn by turn. Peak memory comes from one process per kind. The GPU's figures are in bench/gpu.py."""
-import argparse, datetime, os, platform, resource, shlex, subprocess, sys, time
+import argparse, os, resource, subprocess, sys, time
 from statistics import median
 
 import timm, torch
 import torch.nn.functional as F
 
+from common import command, cpu, today
 from gpu import Step
 from madd.core import read_json, reuse_memory, write_json
 from madd.model import MADD
@@ -71,9 +72,7 @@ def main():
             memory = float(subprocess.run([sys.executable, __file__, '--memory-of', k, '--layouts', layout, '--batch', str(a.batch), '--threads', str(a.threads)], capture_output=True, text=True, check=True).stdout)
             rows[f'{layout}, {k}'] = dict(seconds=round(median(t[1:]), 3), ratio=round(ratio, 3), limit=LIMITS.get(k), peak_gib=round(memory, 2))
             print(f'{layout:14s} {k:18s} {rows[f"{layout}, {k}"]}', flush=True)
-    try: cpu = next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
-    except (OSError, StopIteration): cpu = platform.processor()
-    if a.out: write_json(a.out, dict(date=datetime.date.today().isoformat(), command=shlex.join(['python', 'bench/training.py', *sys.argv[1:]]), seed=SEED, hardware=cpu, threads=a.threads,
+    if a.out: write_json(a.out, dict(date=today(), command=command(), seed=SEED, hardware=cpu(), threads=a.threads,
         torch=torch.__version__, timm=timm.__version__, allocator='glibc, thresholds raised (madd.core.reuse_memory)' if reused else 'default', batch=a.batch, rows=rows))
 
 

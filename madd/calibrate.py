@@ -19,7 +19,7 @@ import pandas as pd
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 from .core import FAKE, REAL, UserError, read_json, write_json
-from .evaluate import N_BINS, UNITS, WEIGHTED, score_crops, val_thresholds, video_scores
+from .evaluate import N_BINS, UNITS, WEIGHTED, calibrated_probability, score_crops, val_thresholds, video_scores
 
 # %% ../nbs/12a_calibrate.ipynb #ce0612e6
 def balanced_weights(
@@ -88,7 +88,7 @@ def tempered(
 ) -> pd.DataFrame: # The same with another `prob`
     "Frame scores at another temperature"
     if 'logit' not in scores: raise UserError('These scores hold no `logit`: make them again with score_crops.')
-    return scores.assign(prob=expit((scores.logit - shift)/T))
+    return scores.assign(prob=calibrated_probability(scores.logit, T, shift))
 
 # %% ../nbs/12a_calibrate.ipynb #9f60ab51
 RAW = (1., 0.)

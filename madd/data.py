@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEVER_INVENTED', 'GREY', 'AUGMENTS', 'REALS_ONLY', 'identities', 'check_leaks', 'identity_groups', 'identity_split',
-           'index', 'usable', 'read_crop', 'balance_classes', 'sampling_weights', 'OnPixels', 'RandomWarp',
+           'index', 'usable', 'read_crop', 'fit_side', 'balance_classes', 'sampling_weights', 'OnPixels', 'RandomWarp',
            'colour_matrix', 'RandomColour', 'RandomJPEG', 'modern', 'crop_files', 'CropDataset', 'to_input', 'ToInput',
            'CropDL', 'dataloaders', 'summary']
 
@@ -174,9 +174,15 @@ def read_crop(
     try: bgr = cv2.imdecode(np.frombuffer(_crop_bytes(str(path)), np.uint8), cv2.IMREAD_COLOR)
     except (OSError, KeyError, ValueError, tarfile.TarError, cv2.error): bgr = None
     if bgr is None: raise UserError(f'The crop {str(path)!a} cannot be read: extract the faces again.')
-    if size and bgr.shape[:2] != (size, size):
-        bgr = cv2.resize(bgr, (size, size), interpolation=cv2.INTER_AREA if size < bgr.shape[0] else cv2.INTER_CUBIC)
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(fit_side(bgr, size), cv2.COLOR_BGR2RGB)
+
+def fit_side(
+    pixels:np.ndarray, # (h, w, 3) bytes
+    size:int|None,     # Side wanted; None: as it is
+) -> np.ndarray:
+    "A picture at the side a network wants"
+    if not size or pixels.shape[:2] == (size, size): return pixels
+    return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA if size < pixels.shape[0] else cv2.INTER_CUBIC)
 
 # %% ../nbs/03_data.ipynb #cfd8c9f1
 @lru_cache(maxsize=None)

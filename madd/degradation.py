@@ -7,7 +7,6 @@ __all__ = ['Movie', 'CHANCE', 'correlations', 'top_cells', 'top_overlaps', 'peak
            'measure_maps', 'WatchMaps', 'write_movie', 'read_movie', 'watched_faces', 'plot_measures', 'movie_strip']
 
 # %% ../nbs/13b_degradation.ipynb #c06e3b6e
-import json
 from collections import namedtuple
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from fastai.torch_core import get_model
 from .core import ATTENTION_NOTE, UserError, atomic_path, heat_over, label_forged
 from .data import read_crop
 from .interpret import as_maps, effective_maps, energy_shares, hit_rate, maps_of, overlap_matrix
+from .manifest import crop_file
 from .train import FitCallback
 
 # %% ../nbs/13b_degradation.ipynb #d393861f
@@ -106,18 +106,18 @@ class WatchMaps(FitCallback):
         "One row of measures; epoch -1 is before training"
         net = getattr(get_model(self.learn.model), 'net', get_model(self.learn.model))
         maps = maps_of(net, self.images)
-        self.row = {f'maps_{k}': v for k, v in measure_maps(maps, self.masks).items()}
-        self.rows.append({'epoch': epoch, **measure_maps(maps, self.masks)}); self.frames.append(maps)
-        if self.folder: write_movie(self.folder/'movie.npz', self.frames, self.images, self.masks, self.names); self._table()
-
-    def _table(self):
+        row = measure_maps(maps, self.masks)
+        self.row = {f'maps_{k}': v for k, v in row.items()}
+        self.rows.append({'epoch': epoch, **row}); self.frames.append(maps)
+        if not self.folder: return
+        write_movie(self.folder/'movie.npz', self.frames, self.images, self.masks, self.names)
         with atomic_path(self.folder/'maps.csv') as tmp: self.table.to_csv(tmp, index=False)
 
     def after_epoch(self):
         if self.started: self.look(self.epoch)
 
-    def to_save(self): return dict(rows=self.rows, frames=[np.asarray(f).tolist() for f in self.frames])
-    def restore(self, state): self.rows, self.frames = state['rows'], [torch.tensor(f) for f in state['frames']]
+    def to_save(self): return dict(rows=self.rows, frames=self.frames)
+    def restore(self, state): self.rows, self.frames = state['rows'], state['frames']
 
     @property
     def table(self): return pd.DataFrame(self.rows)
@@ -155,9 +155,8 @@ def watched_faces(
     if df.empty: raise UserError(f'The split {split!r} has no forged face with a mask; give other faces to `WatchMaps`.')
     df = df.sample(frac=1, random_state=seed)
     df = df.assign(turn=df.groupby('method').cumcount()).sort_values(['turn', 'method']).head(n)
-    images = np.stack([read_crop(Path(root)/c, size) for c in df.crop])
-    masks = np.stack([read_crop(Path(root)/c, size)[..., 0]/255 for c in df.mask_crop])
-    return dict(images=images, masks=masks, names=[f'{m} {t}' for m, t in zip(df.method, df.target)])
+    images, masks = (np.stack([read_crop(crop_file(row, root, k), size) for row in df.to_dict('records')]) for k in ('crop', 'mask_crop'))
+    return dict(images=images, masks=masks[..., 0]/255, names=[f'{m} {t}' for m, t in zip(df.method, df.target)])
 
 # %% ../nbs/13b_degradation.ipynb #03651e3d
 CHANCE = dict(correlation=0., top_iou=1/9)   # of maps that have nothing to do with each other

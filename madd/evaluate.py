@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['N_BINS', 'CLIP', 'UNITS', 'WEIGHTED', 'Interval', 'MIN_GROUPS', 'Difference', 'MISSING_POLICY', 'PUBLISHED', 'SHOWN',
            'PROTOCOLS', 'PALETTE', 'equal_error_rate', 'calibration_error', 'metrics', 'fake_logit', 'fake_probability',
-           'model_calibration', 'check_crops', 'predict_logits', 'score_crops', 'video_scores', 'resample_weights',
-           'bootstrap', 'spread', 'bootstrap_interval', 'compare', 'best_threshold', 'val_thresholds', 'slices',
-           'metrics_table', 'score_models', 'thresholds_for', 'evaluate', 'beside_paper', 'frame_table',
-           'results_markdown', 'write_results', 'get_protocol', 'protocol_rows', 'crop_settings', 'protocol_crops',
-           'run_protocol', 'plot_auc', 'plot_roc', 'plot_confusion', 'plot_scores', 'plot_calibration']
+           'calibrated_probability', 'model_calibration', 'check_crops', 'predict_logits', 'score_crops',
+           'video_scores', 'resample_weights', 'bootstrap', 'spread', 'bootstrap_interval', 'compare', 'best_threshold',
+           'val_thresholds', 'slices', 'metrics_table', 'score_models', 'thresholds_for', 'evaluate', 'beside_paper',
+           'frame_table', 'results_markdown', 'write_results', 'get_protocol', 'protocol_rows', 'crop_settings',
+           'protocol_crops', 'run_protocol', 'plot_auc', 'plot_roc', 'plot_confusion', 'plot_scores',
+           'plot_calibration']
 
 # %% ../nbs/12_evaluate.ipynb #12e253bc
 import warnings
@@ -91,6 +92,13 @@ def fake_probability(
     return torch.sigmoid((fake_logit(logits) - shift)/temperature)
 
 # %% ../nbs/12_evaluate.ipynb #be2494f1
+def calibrated_probability(
+    z,                    # Evidence for fake, any shape
+    temperature:float=1., shift:float=0.,
+): # P(fake), the same shape
+    "The same for evidence that is stored already, in NumPy or pandas"
+    return expit((z - shift)/temperature)
+
 def model_calibration(
     model, # Any network; madd's have `notes`
 ) -> tuple: # temperature, shift; (1, 0) when it was never calibrated
@@ -156,7 +164,7 @@ def score_crops(
     z = predict_logits(model, ds, batch_size, num_workers)
     if bad := int(np.isnan(z).sum()): raise UserError(f'The model gave no number for {bad} of {len(have)} crops (NaN): it did not survive training.')
     df['logit'] = df['prob'] = np.nan
-    df.loc[have, 'logit'], df.loc[have, 'prob'] = z, expit((z - shift)/T)
+    df.loc[have, 'logit'], df.loc[have, 'prob'] = z, calibrated_probability(z, T, shift)
     return df
 
 # %% ../nbs/12_evaluate.ipynb #fde5b0e8

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FACES', 'PATIENCE', 'OBJECT_STORES', 'ENGINES', 'Cut', 'MaskReader', 'Tracker', 'apart', 'under_mask', 'Chooser',
-           'memory_limit', 'exported', 'Guard', 'guarded', 'Store', 'store_file', 'load_table', 'save_table', 'Job',
-           'do_file', 'extract', 'write_shards']
+           'memory_limit', 'exported', 'Guard', 'guarded', 'Store', 'store_file', 'save_table', 'Job', 'do_file',
+           'extract', 'write_shards']
 
 # %% ../nbs/01b_extract.ipynb #c6316569
 import contextlib, functools, hashlib, importlib, itertools, json, math, multiprocessing, os, queue, re, shutil, signal, sys, tempfile, threading, types, warnings
@@ -21,7 +21,7 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from .core import UserError, atomic_path, progress
 from .faces import MARGIN, Face, FaceDetector, align_face, align_matrix, follow, warp
-from .manifest import CROP_COLUMNS, is_url, read_manifest, validate, write_manifest
+from .manifest import CROP_COLUMNS, is_url, load_table, read_manifest, validate, write_manifest
 from .media import BadMedia, even_indices, is_video, read_frames, read_image, save_image, video_info
 
 # %% ../nbs/01b_extract.ipynb #060f6fb4
@@ -352,15 +352,6 @@ def store_file(
     put(half, data)
     store.fs.mv(half, final)
 
-# %% ../nbs/01b_extract.ipynb #ca45bcd5
-def load_table(
-    path:str|Path, # A manifest, or the folder it lies in; on this disk or under a URL
-) -> tuple: # The manifest, and the folder its relative paths start from
-    "Read a manifest from anywhere"
-    path = str(path).rstrip('/')
-    if not path.endswith(('.parquet', '.csv')): path += '/manifest.parquet'
-    return read_manifest(path), path.rpartition('/')[0] if is_url(path) else str(Path(path).absolute().parent)
-
 # %% ../nbs/01b_extract.ipynb #0b67999d
 def save_table(
     df:pd.DataFrame, store:Store, name:str='manifest.parquet',
@@ -658,12 +649,11 @@ def write_shards(
     plan, rows, keys = _plan(df, per_shard, seed), df.to_dict('records'), [_shard_key(c) for c in df.crop if c]
     if len(set(keys)) < len(keys): raise UserError('Two crops would have the same name inside a shard: cut them with `madd extract`.')
     _same_settings(store, dict(crops=hashlib.sha256('\n'.join(df.crop + df.split).encode()).hexdigest(), per_shard=per_shard, seed=seed), 'shards.json')
-    df = df.copy()
     for n, shard in enumerate(progress(plan, desc='shards')):
         name = f'shards/{n:06d}.tar'
         if not store.exists(name): _write_shard(store, name, (_sample(rows[i], Store(root)) for i in shard))
-        for i in shard: df.loc[i, ['crop', 'mask_crop']] = _shard_names(name, rows[i])
-    return save_table(df, store)
+        for i in shard: rows[i]['crop'], rows[i]['mask_crop'] = _shard_names(name, rows[i])
+    return save_table(df.assign(**{k: [r[k] for r in rows] for k in ('crop', 'mask_crop')}), store)
 
 # %% ../nbs/01b_extract.ipynb #efe80760
 def _shard_names(shard:str, row:dict)->list: # What `crop` and `mask_crop` become

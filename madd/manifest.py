@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VIDEO_COLUMNS', 'NOTE_COLUMNS', 'CROP_COLUMNS', 'COLUMNS', 'SCHEMA', 'stays_inside', 'is_text', 'plain', 'validate',
-           'video_row', 'is_url', 'read_bytes', 'write_manifest', 'read_table', 'read_manifest', 'crop_file']
+           'video_row', 'is_url', 'read_bytes', 'write_manifest', 'read_table', 'read_manifest', 'crop_file',
+           'load_table']
 
 # %% ../nbs/00b_manifest.ipynb #8de5f1ab
 import codecs, csv, io, os, re
@@ -240,3 +241,12 @@ def crop_file(
     if is_url(name): return name
     if not stays_inside(name): raise UserError(f'The crop {name!a} lies outside the folder of its manifest.')
     return f'{str(root).rstrip("/")}/{name}' if is_url(root) else Path(root)/name
+
+# %% ../nbs/00b_manifest.ipynb #8061a23b
+def load_table(
+    path:str|Path, # A manifest, or the folder it lies in; on this disk or under a URL
+) -> tuple: # The manifest, and the folder its relative paths start from
+    "Read a manifest from anywhere"
+    path = str(path).rstrip('/')
+    if not path.endswith(('.parquet', '.csv')) and (is_url(path) or not Path(path).is_file()): path += '/manifest.parquet'
+    return read_manifest(path), path.rpartition('/')[0] if is_url(path) else str(Path(path).absolute().parent)

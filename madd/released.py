@@ -21,7 +21,7 @@ from fastcore.basics import store_attr
 from .core import UserError
 from .backbone import LEVELS, rename_key
 from .texture import full_precision, texture_residual
-from .pooling import fit_maps, global_bap, norm_bap
+from .pooling import fit_maps, norm_bap
 from .ril import RegionalIndependenceLoss, batch_mean, check_vectors, move_centers
 from .agda import check_index, hard_drop, soft_drop
 

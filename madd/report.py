@@ -24,6 +24,7 @@ from . import __version__
 from .core import ATTENTION_NOTE, FAKE, REAL, SCORE_NOTE, UserError, atomic_path, label_forged, write_json
 from .data import read_crop
 from .evaluate import plot_auc, plot_calibration, plot_confusion, plot_roc, plot_scores, video_scores
+from .manifest import crop_file
 
 # %% ../nbs/13a_report.ipynb #2c24d707
 def _pick(table, model, level, compression, method='all'):
@@ -149,7 +150,7 @@ def mistake_cards(
     "The worst mistakes as pictures; forged faces carry their label"
     out = []
     for r in worst_mistakes(frames, n).itertuples():
-        rgb = read_crop(Path(root)/r.crop, 200)
+        rgb = read_crop(crop_file({'crop': r.crop}, root), 200)
         what = f'{r.method} {r.compression}'.strip() + f', frame {r.frame}'
         out.append(Picture(label_forged(rgb) if r.label == FAKE else rgb, 'Missed fake' if r.label == FAKE else 'Accused real', f'{what}: P(fake) = {r.prob:.2f}'))
     return out

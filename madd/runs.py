@@ -36,8 +36,9 @@ from torch.overrides import TorchFunctionMode
 from . import __version__
 from .core import UserError, atomic_path, default_device, read_json, reuse_memory, seed_everything, write_json
 from .data import AUGMENTS, dataloaders
-from .manifest import read_manifest
+from .manifest import load_table
 from .model import MADD, MODELS, PlainDetector, differences, load
+from .recipes import get_recipe
 from .recipes import RECIPES
 from .train import (PRECISIONS, SCHEDULES, FitCallback, MADDLearner, check_dls, fit_schedule, madd_learner, run_facts, save_model)
 
@@ -393,7 +394,7 @@ def warm_start(
 # %% ../nbs/11a_runs.ipynb #88b6191e
 def new_model(config:RunConfig) -> nn.Module:
     "The network of a configuration, with the first weights that need no training"
-    if config.model == 'PlainDetector': model = PlainDetector(config.backbone, config.pretrained)
+    if config.model == 'PlainDetector': model = PlainDetector(config.backbone, config.pretrained, port=get_recipe(config.recipe, **config.changes).port)
     else: model = MADD(config.backbone, config.recipe, config.n_maps, config.texture_stage, config.attention_stage or None, config.pretrained, **config.changes)
     if config.init: warm_start(model, config.init)
     return model
@@ -509,12 +510,10 @@ def global_batch_norm(x, running_mean, running_var, weight=None, bias=None, trai
 Run = namedtuple('Run', 'folder history learner')   # the learner is None when the run was finished before
 
 def read_crops(
-    data, # A manifest of crops, the folder that holds one, or (table, folder)
+    data, # A manifest of crops or the folder that holds one, on this disk or under a URL; or (table, folder)
 ) -> tuple: # The table, and what its paths are relative to
     "The crops to train on"
-    if isinstance(data, tuple): return data
-    path = Path(data)/'manifest.parquet' if Path(data).is_dir() else Path(data)
-    return read_manifest(path), path.parent
+    return data if isinstance(data, tuple) else load_table(data)
 
 # %% ../nbs/11a_runs.ipynb #1d550d21
 def start_processes(
@@ -546,7 +545,9 @@ def run(
 ) -> Run:
     "Train as a configuration says, or go on where the same command was interrupted"
     out, finished = Path(out), claim(out, config)
-    if finished: return Run(out, pd.read_csv(out/'history.csv'), None)
+    if finished:
+        check_data(out, loaders_of(config, data, 'cpu'))
+        return Run(out, pd.read_csv(out/'history.csv'), None)
     device, own = start_processes(config, device)
     seed_everything(config.seed); reuse_memory()
     dls, model = loaders_of(config, data, device), new_model(config)

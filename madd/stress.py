@@ -18,11 +18,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import expit
 from torchvision.transforms.v2 import functional as tvf
 from .core import FAKE, UserError, atomic_path, normalise, progress, read_json, write_json
-from .data import crop_files, read_crop, usable
-from .evaluate import PALETTE, UNITS, bootstrap, check_crops, fake_logit, metrics, model_calibration, slices, spread
+from .data import crop_files, fit_side, read_crop, usable
+from .evaluate import PALETTE, UNITS, bootstrap, calibrated_probability, check_crops, fake_logit, metrics, model_calibration, slices, spread
 from .media import compress
 
 # %% ../nbs/12b_stress.ipynb #4479a1f9
@@ -116,13 +115,8 @@ class StressedVideos(torch.utils.data.Dataset):
         rows = self.rows[i]
         return degrade([read_crop(self.files[k]) for k in rows], self.name, self.value, self.seeds[rows]), rows
 
-# %% ../nbs/12b_stress.ipynb #c2b5e753
+# %% ../nbs/12b_stress.ipynb #78c52a69
 def _as_is(item): return item   # DataLoader would turn the pictures into tensors
-
-def _fitted(rgb, side):
-    "As `read_crop` resizes"
-    if not side or rgb.shape[:2] == (side, side): return rgb
-    return cv2.resize(rgb, (side, side), interpolation=cv2.INTER_AREA if side < rgb.shape[0] else cv2.INTER_CUBIC)
 
 # %% ../nbs/12b_stress.ipynb #2fc770cb
 @torch.inference_mode()
@@ -142,14 +136,14 @@ def cell_scores(
     try:
         for pictures, rows in _batches(videos, batch_size):
             for k, m in models.items():
-                x = normalise([_fitted(p, getattr(m, 'notes', {}).get('size')) for p in pictures])
+                x = normalise([fit_side(p, getattr(m, 'notes', {}).get('size')) for p in pictures])
                 z[k][rows] = fake_logit(m(x.to(next(iter(m.parameters()), x).device))).numpy()
     finally:
         for k, m in models.items(): m.train(modes[k])
-    return pd.concat([df.assign(model=k, logit=z[k], prob=_tempered(z[k], *model_calibration(m))) for k, m in models.items()], ignore_index=True)
+    return pd.concat([df.assign(model=k, logit=z[k], prob=calibrated_probability(z[k], *model_calibration(m))) for k, m in models.items()], ignore_index=True)
 
-# %% ../nbs/12b_stress.ipynb #07d34df0
-def _tempered(z, temperature, shift): return expit((z - shift)/temperature)
+# %% ../nbs/12b_stress.ipynb #2f8fa561
+#| export
 
 # %% ../nbs/12b_stress.ipynb #11285dbe
 def _batches(videos, batch_size):
