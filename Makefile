@@ -5,11 +5,12 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= demo
 FACES  ?=
+PORT   ?= 8866
 ARGS   ?=
 export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
 say     = @printf '\n\033[1m== %s\033[0m\n' "$(1)"
 
-.PHONY: help env demo test notebooks checks nbtest pytest wheel clean
+.PHONY: help env demo test notebooks app docs checks nbtest pytest wheel clean
 help: ## list what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
@@ -54,7 +55,14 @@ wheel: env
 notebooks: env ## open the notebooks in JupyterLab
 	@cd nbs && ../$(BIN)/jupyter lab
 
+app: env ## the widgets as one page in your browser (PORT=8866)
+	$(call say,The explorer opens at http://127.0.0.1:$(PORT) (Ctrl-C ends it))
+	@HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(BIN)/voila nbs/explorer.ipynb --Voila.ip=127.0.0.1 --port=$(PORT)
+
+docs: env ## the site, in _site (needs no network; under a minute)
+	@$(BIN)/python docs/site/build.py _site
+
 clean: ## remove everything that was made (environment, demo, builds)
-	rm -rf $(VENV) .venv-user build dist dist.log *.egg-info $(OUT)
+	rm -rf $(VENV) .venv-user build dist dist.log *.egg-info _site $(OUT)
 
 comma := ,

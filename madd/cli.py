@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'FULL', 'Seed', 'Workers', 'Faces', 'Device', 'options', 'is_a', 'disk_trouble', 'explain', 'short_warnings',
            'main', 'say', 'demo', 'portraits', 'forge', 'index', 'extract', 'train', 'ablate', 'evaluate', 'predict',
-           'convert', 'nothing_judged', 'json_line', 'verdict_line']
+           'page', 'export', 'convert', 'nothing_judged', 'printable', 'json_line', 'verdict_line']
 
 # %% ../nbs/15_cli.ipynb #b2563080
 import errno, os, re, sys, traceback, warnings
@@ -424,30 +424,82 @@ def _write_evaluation(output, table, scores, root, settings) -> dict: # What was
     page = write_report(output, table, scores, root=root, settings=settings, model=shown)
     return {'Report': page, 'All metrics': output/'metrics.csv', 'For reading, beside the paper': files['markdown'], 'The same for programs': files['json'], 'Scores of every frame': files['scores']}
 
-# %% ../nbs/15_cli.ipynb #0e128898
+# %% ../nbs/15_cli.ipynb #b59d634c
+def _show_schema(wanted:bool):
+    "Print what a line of predictions.jsonl holds, and stop"
+    if not wanted: return
+    import json
+    from madd.judge import verdict_schema
+    say(json.dumps(verdict_schema(), indent=1)); raise typer.Exit()
+
+# %% ../nbs/15_cli.ipynb #dafc3ed5
 @app.command()
 def predict(
-    paths:Annotated[list[str], typer.Argument(metavar='PATH...', help='Pictures, clips, folders or patterns.', show_default=False)],
+    paths:Annotated[list[str], typer.Argument(metavar='PATH...', help="Pictures, clips, folders, patterns, addresses; '-' for a list of these on standard input, one per line or separated by NUL.", show_default=False)],
     model:Annotated[str, _opt('--model', '-m', help='Folder that `madd train` wrote.', show_default=False)],
-    output:Annotated[Path, _opt('--output', '-o', help='Folder for predictions.jsonl, predictions.html and figures.')]=Path('predictions'),
+    output:Annotated[Path, _opt('--output', '-o', help='Folder for the lines, tables, page, figures and clips.')]=Path('predictions'),
     frames:Annotated[int, _opt('--frames', min=1, help='Frames per clip, evenly spaced.')]=16,
     figures:Annotated[bool, typer.Option('--figures/--no-figures', help='Draw what was judged.')]=True,
-    json:Annotated[bool, _opt('--json', help='One line of JSON per file on stdout instead of words.')]=False,
+    video:Annotated[bool, typer.Option('--video', help='Write each clip once more, with boxes, scores and a timeline.')]=False,
+    json:Annotated[bool, typer.Option('--json', help='One line of JSON per file on stdout instead of words; see --schema.')]=False,
+    schema:Annotated[bool, typer.Option('--schema', callback=_show_schema, is_eager=True, help='Print the JSON schema of such a line, and stop.')]=False,
+    allow_download:Annotated[bool, typer.Option('--allow-download', help='Fetch http and https addresses; refused otherwise.')]=False,
+    runtime:Annotated[str, _opt('--runtime', help="'torch', or 'onnx' or 'openvino' after `madd export`.")]='torch',
+    batch_size:Annotated[int, _opt('--batch-size', '-b', min=1, help='Faces that go through the network together.')]=8,
+    timeout:Annotated[float, _opt('--timeout', min=1, help='Seconds a file may take, and one more for each of its megabytes.')]=300.,
     device:Device=None,
 ):
     """Judge pictures and clips.
 
-    Likely real, likely fake, uncertain, or no verdict with the reason. Status 0 when at least one file was judged.
+    Likely real, likely fake, uncertain, or no verdict with the reason. Everybody in a clip is judged apart. What was judged before is not judged again. Status 0 when at least one file was judged, 2 when none was.
     """
     import matplotlib; matplotlib.use('Agg')
     from madd.core import SCORE_NOTE, UserError, house_style, reuse_memory
-    from madd.predict import predict_paths
+    from madd.judge import predict_paths
     house_style(); reuse_memory()
-    rows = predict_paths(paths, model, output, n_frames=frames, figures=figures, device=_device(device))
-    if json: say(*(json_line(r) for r in rows))
-    else: say(*(verdict_line(r) for r in rows))
+    rows = predict_paths(paths, model, output, n_frames=frames, figures=figures, video=video, allow_download=allow_download, timeout=timeout,
+                         runtime=runtime, batch_size=batch_size, device=_device(device) if runtime == 'torch' else device)
+    say(*map(json_line if json else verdict_line, rows))
     if not any(r['probability'] is not None for r in rows): raise UserError(nothing_judged(rows, output))
-    if not json: say(SCORE_NOTE, f'Details and pictures: {output/"predictions.html"}')
+    if not json: say(SCORE_NOTE, f'For people: {output/"predictions.html"}; for spreadsheets: {output/"predictions.csv"}; for programs: {output/"predictions.jsonl"}')
+
+# %% ../nbs/15_cli.ipynb #768f2b66
+@app.command(name='app')
+def page(
+    model:Annotated[str, typer.Argument(metavar='MODEL', help='Folder that `madd train` wrote.', show_default=False)],
+    port:Annotated[Optional[int], _opt('--port', min=1, max=65535, help='Port of the page; a free one by default.', show_default=False)]=None,
+    browser:Annotated[bool, typer.Option('--browser/--no-browser', help='Open the page at once.')]=True,
+    runtime:Annotated[str, _opt('--runtime', help="'torch', or 'onnx' or 'openvino' after `madd export`.")]='torch',
+    device:Device=None,
+):
+    """Judge pictures and clips on a page in the browser.
+
+    The page is served to this machine only, and nothing leaves it. Ctrl-C ends it.
+    """
+    import matplotlib; matplotlib.use('Agg')
+    from madd.app import serve
+    from madd.core import house_style, reuse_memory
+    from madd.predict import Detector
+    house_style(); reuse_memory()
+    serve(Detector.load(model, _device(device) if runtime == 'torch' else device, runtime=runtime), port, browser, say)
+
+# %% ../nbs/15_cli.ipynb #bd82937b
+@app.command()
+def export(
+    model:Annotated[str, typer.Argument(metavar='MODEL', help='Folder that `madd train` wrote.', show_default=False)],
+    format:Annotated[str, _opt('--format', '-f', help="'onnx', 'openvino', 'torchscript' or 'torch.export'.")]='onnx',
+    output:Annotated[Optional[Path], _opt('--output', '-o', help='Where to write; beside the weights by default, where `madd predict --runtime` looks.', show_default=False)]=None,
+    size:Annotated[Optional[int], _opt('--size', min=32, help='Side of the crops; as in training by default.', show_default=False)]=None,
+    batch:Annotated[Optional[int], _opt('--batch', min=1, help='A fixed number of crops per call; any by default.', show_default=False)]=None,
+):
+    """Write a model as one graph for another runtime.
+
+    Bytes go in, logits and maps come out. The graph is compared with PyTorch at once, and kept only if both agree.
+    """
+    from madd.core import reuse_memory
+    from madd.export import export as write_graph
+    reuse_memory()
+    say(f'Written: {write_graph(model, format, output, size, batch)}')
 
 # %% ../nbs/15_cli.ipynb #ea2f58aa
 @app.command()
@@ -470,16 +522,22 @@ def convert(
 def nothing_judged(rows:list, output:Path) -> str:
     "Why a run without a single verdict ends with status 2"
     if not rows: return 'There is nothing to judge except the output of an earlier run.'
-    if len(rows) == 1: return f'{rows[0]["path"]} could not be judged: {rows[0]["reason"]}.'
+    if len(rows) == 1: return f'{printable(rows[0]["path"])} could not be judged: {rows[0]["reason"]}.'
     return f'None of the {len(rows)} files could be judged; {output/"predictions.jsonl"} holds the reason for each.'
+
+# %% ../nbs/15_cli.ipynb #4156ac39
+def printable(text:str) -> str:
+    "A name that cannot move the cursor, ring the bell or rename the window"
+    return re.sub(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]', '?', text)
 
 # %% ../nbs/15_cli.ipynb #1b953c58
 def json_line(row:dict) -> str:
     "One verdict for a program"
     import json
-    return json.dumps({k: v for k, v in row.items() if k != 'stamp'}, allow_nan=False)
+    return json.dumps(row, allow_nan=False)
 
 def verdict_line(row:dict) -> str:
     "One verdict for a person"
-    p = row['probability']
-    return f"{row['verdict']:12} {'    -' if p is None else f'{p:5.2f}'}  {row['path']}" + (f"  ({row['reason']})" if p is None else '')
+    p, several = row['probability'], f"  {len(row['people'])} people" if len(row['people']) > 1 else ''
+    why = row['reason'] if p is None else ', '.join(f for f in row['flags'] if f != 'several people')
+    return f"{row['verdict']:12} {'    -' if p is None else f'{p:5.2f}'}  {printable(row['path'])}{several}" + (f'  ({why})' if why else '')

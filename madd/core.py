@@ -8,7 +8,7 @@ __all__ = ['REAL', 'FAKE', 'SCORE_NOTE', 'ATTENTION_NOTE', 'STAGES', 'UserError'
            'house_style', 'pipeline_strip', 'show_images', 'heat_over', 'show_maps', 'show_flow', 'label_forged']
 
 # %% ../nbs/00_core.ipynb #7f23006f
-import ctypes, json, os, random, sys
+import ctypes, json, os, random, sys, threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def atomic_path(
     "Give a temporary name beside `path`; rename it on success, remove it on any failure"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.{path.stem}.{os.getpid()}.part{path.suffix}')
+    tmp = path.with_name(f'.{path.stem}.{os.getpid()}-{threading.get_ident()}.part{path.suffix}')
     try:
         yield tmp
         mask = os.umask(0); os.umask(mask)
@@ -183,14 +183,14 @@ def show_images(
 def heat_over(
     image,      # (H, W, 3) bytes
     attn,       # (h, w), at least 0; enlarged to the picture
-    alpha=.65,  # How much colour the strongest point gets
+    alpha=.75,  # How much colour the strongest point gets
     vmax=None,  # Value of full strength; the map's own maximum by default
 ) -> np.ndarray: # (H, W, 3) bytes
-    "Lay a map over a picture, transparent where the map is zero"
+    "Lay a map over a picture, transparent where it is zero; the colours (viridis) are told apart by colour-blind readers"
     a = np.asarray(attn.detach().float().cpu() if isinstance(attn, Tensor) else attn, dtype=np.float32)
     a = cv2.resize(a, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     a = np.clip(a / max(vmax if vmax is not None else a.max(), 1e-12), 0, 1)
-    colour = plt.get_cmap('turbo')(.25 + .75*a)[..., :3] * 255
+    colour = plt.get_cmap('viridis')(.1 + .9*a)[..., :3] * 255
     mix = (alpha * a)[..., None]
     return (image*(1 - mix) + colour*mix).round().astype(np.uint8)
 

@@ -7,6 +7,7 @@ __all__ = ['Movie', 'CHANCE', 'correlations', 'top_cells', 'top_overlaps', 'peak
            'measure_maps', 'WatchMaps', 'write_movie', 'read_movie', 'watched_faces', 'plot_measures', 'movie_strip']
 
 # %% ../nbs/13b_degradation.ipynb #c06e3b6e
+import zipfile, zlib
 from collections import namedtuple
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def read_movie(path) -> Movie:
     try:
         with np.load(path, allow_pickle=False) as f: f = dict(f)
         return Movie(torch.from_numpy(f['bits']/np.float32(255)*f['top']), f['images'], f['masks'] if len(f['masks']) else None, list(f['names']))
-    except (OSError, ValueError, KeyError) as e: raise UserError(f'{path} is no training movie that can be read ({str(e).splitlines()[0]}).') from None
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as e: raise UserError(f'{path} is no training movie that can be read ({str(e).splitlines()[0]}).') from None
 
 # %% ../nbs/13b_degradation.ipynb #4e700af0
 def watched_faces(

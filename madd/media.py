@@ -160,6 +160,7 @@ def _open_video(
         box.close()
         raise BadMedia(path, why)
     pictures[0].thread_type = 'NONE'   # with threads, the frames of a damaged clip depend on the machine
+    pictures[0].codec_context.options = {'err_detect': 'explode'}   # a frame patched up from its neighbours is no evidence
     return box, pictures[0]
 
 # %% ../nbs/00a_media.ipynb #60c25c16

@@ -142,9 +142,6 @@ def cell_scores(
         for k, m in models.items(): m.train(modes[k])
     return pd.concat([df.assign(model=k, logit=z[k], prob=calibrated_probability(z[k], *model_calibration(m))) for k, m in models.items()], ignore_index=True)
 
-# %% ../nbs/12b_stress.ipynb #2f8fa561
-#| export
-
 # %% ../nbs/12b_stress.ipynb #11285dbe
 def _batches(videos, batch_size):
     "Whole videos, gathered until a batch is full"

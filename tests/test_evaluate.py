@@ -17,7 +17,8 @@ from madd.manifest import video_row
 from madd.media import save_image
 from madd.model import PlainDetector, load
 from madd.predict import read_settings
-from madd.report import Picture, Section, caveats, headline, prediction_page, verdict_words, write_metrics, write_report
+from madd.judge import Judged, prediction_page
+from madd.report import Picture, Section, caveats, headline, verdict_words, write_metrics, write_report
 
 
 class Brightness(torch.nn.Module):
@@ -217,7 +218,7 @@ def test_the_words_can_say_no(page):
 # Names of files are other people's text.
 def test_file_names_cannot_inject_markup(tmp_path):
     evil = '<b onload=alert(1)>.mp4'
-    p = prediction_page([dict(path=evil, verdict='no verdict', probability=None, reason='<i>broken</i>', frames=[])], tmp_path/'p.html')
+    p = prediction_page([Judged(evil, reason='<i>broken</i>')], tmp_path/'p.html')
     assert '<b onload' not in p.read_text() and '<i>broken' not in p.read_text() and 'onload=alert(1)' in p.read_text()
 
 

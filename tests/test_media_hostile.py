@@ -112,7 +112,7 @@ def test_every_mode_becomes_rgb(tmp_path, face, mode):
     elif mode == 'I': im = Image.fromarray(np.asarray(base.convert('L')).astype(np.int32)*257)
     else: im = base.convert(mode)
     path = tmp_path/('x.tif' if mode in ('CMYK', 'YCbCr', 'F', 'I') else 'x.png')
-    im.save(path)
+    im.save(path, **({'compression': 'tiff_lzw'} if mode == 'YCbCr' else {}))   # Pillow 12 cannot read back its own uncompressed one
     rgb = read_image(path)
     assert rgb.shape == (256, 256, 3) and rgb.dtype == np.uint8 and rgb.flags.writeable
     look = lambda a: np.asarray(Image.fromarray(a).convert('L').resize((16, 16), Image.Resampling.BOX)).astype(int)   # dithering averages out

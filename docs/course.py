@@ -1,0 +1,70 @@
+"""The line under every notebook's title: what comes before, what comes after, how long it takes to read and to run.
+
+`python docs/course.py` writes it, `--check` only compares, `--time` first runs every notebook alone and records the seconds in bench/results/notebooks.json."""
+import datetime, os, platform, subprocess, sys, time
+from pathlib import Path
+import nbformat
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMES = ROOT/'bench'/'results'/'notebooks.json'
+MARK, SPEED = '<!-- course -->', 150   # words a minute: code and pictures want to be looked at
+
+
+def lessons(): return sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
+
+
+def minutes(nb):
+    "Reading time of the prose"
+    words = sum(len(c.source.split()) for c in nb.cells if c.cell_type == 'markdown' and not c.source.startswith(MARK))
+    return max(1, round(words/SPEED))
+
+
+def line(i, paths, nb, seconds):
+    "The line of the i-th notebook"
+    link = lambda p: f'[{p.stem}]({p.name})'
+    where = [f'before: {link(paths[i-1])}']*(i > 0) + [f'next: {link(paths[i+1])}']*(i + 1 < len(paths))
+    how = f'{minutes(nb)} min to read' + (f', {max(5, 5*round(seconds/5))} s to run' if seconds else '')
+    return f'{MARK}\n*{" · ".join([*where, how])}*'
+
+
+def put(nb, text):
+    "Set the line right after the opening: title, promise, strip"
+    old = next((c for c in nb.cells if c.cell_type == 'markdown' and c.source.startswith(MARK)), None)
+    if old is not None: old.source = text; return nb
+    title = next(i for i, c in enumerate(nb.cells) if c.cell_type == 'markdown' and c.source.startswith('# '))
+    strip = next((i for i, c in enumerate(nb.cells) if c.cell_type == 'code' and 'pipeline_strip(' in c.source and i <= title + 2), title)
+    nb.cells.insert(max(title, strip) + 1, nbformat.v4.new_markdown_cell(text, id='course00'))
+    return nb
+
+
+def measure():
+    "Every notebook once, alone, from a fresh kernel"
+    import json
+    seconds = {}
+    for p in lessons():
+        start = time.perf_counter()
+        subprocess.run([str(Path(sys.executable).parent/'nbdev_test'), '--path', str(p), '--n_workers', '1'], cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
+                       env=os.environ | dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1', HF_HUB_OFFLINE='1'))
+        seconds[p.stem] = round(time.perf_counter() - start, 1)
+        print(f'{p.stem:18} {seconds[p.stem]:6.1f} s', flush=True)
+    out = dict(date=datetime.date.today().isoformat(), hardware=f'{platform.machine()}, {os.cpu_count()} cores, one thread', seed='as in each notebook', data='built-in identities', command='python docs/course.py --time', seconds=seconds)
+    TIMES.write_text(json.dumps(out, indent=1) + '\n')
+
+
+def main():
+    import json
+    if '--time' in sys.argv: measure()
+    seconds = json.loads(TIMES.read_text())['seconds'] if TIMES.exists() else {}
+    paths, stale = lessons(), []
+    for i, p in enumerate(paths):
+        before = p.read_text(encoding='utf-8')
+        nb = nbformat.reads(before, 4)
+        after = nbformat.writes(put(nb, line(i, paths, nb, seconds.get(p.stem))), 4)
+        if after.strip() == before.strip(): continue
+        stale.append(p.name)
+        if '--check' not in sys.argv: p.write_text(after.rstrip('\n') + '\n', encoding='utf-8')
+    if '--check' in sys.argv and stale: sys.exit(f'The line under the title is out of date in {", ".join(stale)}. Run python docs/course.py.')
+    print(f'{len(stale)} of {len(paths)} notebooks changed')
+
+
+if __name__ == '__main__': main()
