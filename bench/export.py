@@ -36,10 +36,12 @@ def plain_eager(threads):
 def serve(pipe, threads):
     "The same in a process of its own, whose allocator nobody has touched; answers when it is done"
     run = plain_eager(threads)
-    while True:
-        crops = np.resize(trial_crops(SIZE), (pipe.recv(), SIZE, SIZE, 3))
-        run(crops); pipe.send(True)
-        while pipe.recv(): run(crops); pipe.send(True)
+    try:
+        while True:
+            crops = np.resize(trial_crops(SIZE), (pipe.recv(), SIZE, SIZE, 3))
+            run(crops); pipe.send(True)
+            while pipe.recv(): run(crops); pipe.send(True)
+    except EOFError: return                                               # the other side has finished
 
 
 class Remote:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'FULL', 'Seed', 'Workers', 'Faces', 'Device', 'options', 'is_a', 'disk_trouble', 'explain', 'short_warnings',
            'main', 'say', 'demo', 'portraits', 'forge', 'index', 'extract', 'train', 'ablate', 'evaluate', 'predict',
-           'page', 'export', 'convert', 'nothing_judged', 'printable', 'json_line', 'verdict_line']
+           'page', 'export', 'card', 'convert', 'nothing_judged', 'printable', 'json_line', 'verdict_line']
 
 # %% ../nbs/15_cli.ipynb #b2563080
 import errno, os, re, sys, traceback, warnings
@@ -381,13 +381,19 @@ def evaluate(
     if calibrate: _calibrate(dict(zip(named, models)), named, df, root, alpha, batch_size, workers)
     scores = score_models(named, df, root, split, **how)
     table = metrics_table(scores, thresholds=thresholds_for(named, df, root, **how))
-    about = dict(models=list(models), data=str(data), split=split, protocol=protocol or '', calibration={k: dict(temperature=m.notes.get('temperature', 1.), shift=m.notes.get('shift', 0.)) for k, m in named.items()} if not raw else 'not used')
+    about = dict(models=list(models), fingerprints=_fingerprints(dict(zip(named, models))), data=str(data), split=split, protocol=protocol or '', calibration={k: dict(temperature=m.notes.get('temperature', 1.), shift=m.notes.get('shift', 0.)) for k, m in named.items()} if not raw else 'not used')
     written = _write_evaluation(output, table, scores, root, about)
     if stress: written |= _stress(named, df, root, output/'stress', split, batch_size, workers)
     level = goal['level']
     wanted = ['model', 'compression', 'method', 'auc', 'lo', 'hi', 'acc', 'acc_val', 'videos', 'coverage']
     shown = table[table.level == level].reindex(columns=wanted).dropna(axis=1, how='all')
     say(f'{level.capitalize()}s, AUC with its 95 % interval:', shown.round(3).to_string(index=False, na_rep='-'), *[f'{what}: {path}' for what, path in written.items()])
+
+# %% ../nbs/15_cli.ipynb #c30f2e4c
+def _fingerprints(folders) -> dict: # Name in the table: 12 digits
+    "Exactly which weights and thresholds were measured, for the card; '' for a model that lies elsewhere"
+    from madd.export import fingerprint
+    return {name: fingerprint(f) if (Path(f)/'model.safetensors').is_file() else '' for name, f in folders.items()}
 
 # %% ../nbs/15_cli.ipynb #1336c281
 def _calibrate(folders, named, df, root, alpha, batch_size, workers):
@@ -499,7 +505,21 @@ def export(
     from madd.core import reuse_memory
     from madd.export import export as write_graph
     reuse_memory()
-    say(f'Written: {write_graph(model, format, output, size, batch)}')
+    write_graph(model, format, output, size, batch)
+    if output is None and format in ('onnx', 'openvino'): say(f'Next: madd predict CLIP --model {model} --runtime {format}')
+
+# %% ../nbs/15_cli.ipynb #4f508121
+@app.command()
+def card(
+    folder:Annotated[str, typer.Argument(metavar='FOLDER', help='Folder of a model, as `madd train` wrote it.', show_default=False)],
+    evaluation:Annotated[Optional[Path], _opt('--evaluation', help='Folder that `madd evaluate` wrote.  [default: FOLDER/evaluation, if it is there]', show_default=False)]=None,
+):
+    """Write a model card beside the weights.
+
+    README.md, from what training, calibration and evaluation have recorded; what nobody recorded is said to be unknown. A README written by hand is kept.
+    """
+    from madd.card import write_card
+    say(f'The card is {write_card(folder, evaluation)}. Say under which licence the weights may be used: "license" in its first lines.')
 
 # %% ../nbs/15_cli.ipynb #ea2f58aa
 @app.command()

@@ -389,8 +389,8 @@ def plot_speed(
     fig, ax = plt.subplots(figsize=(7, .32*len(times) + 1), layout='constrained')
     colours = ['#8894a0' if 'plain' in name else '#c8442e' for name in times]
     bars = ax.barh(list(times), [t['ratio'] for t in times.values()], color=colours)
-    ax.bar_label(bars, [f" {t['ratio']:.2f}  ({t['ms']:.0f} ms)" for t in times.values()], fontsize=8)
-    ax.axvline(limits['of eager plain'], ls='--', color='#3c4650', lw=1)
+    ax.bar_label(bars, [f" {t['ratio']:.2f}  ({t['ms']:.0f} ms)" for t in times.values()], fontsize=8, bbox=dict(fc='white', ec='none', pad=.5))
+    ax.axvline(limits['of eager plain'], ls='--', color='#3c4650', lw=1, zorder=0)
     ax.invert_yaxis(); ax.margins(x=.2)
     ax.set(xlabel='time, as a share of plain B4 in eager PyTorch', title=f"{row}, {result['size']} pixels, {result['threads']} threads, {result['hardware']}, {result['date']}")
     plt.close(fig)

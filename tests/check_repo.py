@@ -1,5 +1,5 @@
-"""Three promises about the repository, checked: notebooks are clean, the library is what they export, the README is what the index shows."""
-import subprocess, sys
+"""Promises about the repository, checked: notebooks are clean and show no path of a machine, the library is what they export, the README and the line under each title are current."""
+import json, subprocess, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,16 +20,24 @@ def unchanged_by(command, *patterns):
     return [str(p.relative_to(ROOT)) for p in changed]
 
 
+def machine_paths():
+    "Notebooks whose outputs show where they were run"
+    outputs = lambda p: json.dumps([o for c in json.loads(p.read_text(encoding='utf-8'))['cells'] for o in c.get('outputs', [])])
+    return [p.name for p in sorted(ROOT.glob('nbs/*.ipynb')) if any(s in (text := outputs(p)) for s in ('site-packages', str(ROOT) + '/', str(Path.home()) + '/'))]
+
+
 def main():
     bin_ = Path(sys.executable).parent
     failed = False
     for name, command, patterns in (
             ('nbdev_clean', [bin_/'nbdev_clean'], ['nbs/*.ipynb']),
             ('nbdev_export', [bin_/'nbdev_export'], ['madd/**/*.py', 'pyproject.toml']),
+            ('docs/course.py', [sys.executable, 'docs/course.py'], ['nbs/*.ipynb']),
             ('docs/readme.py', [sys.executable, 'docs/readme.py'], ['README.md', 'docs/images/*'])):
         changed = unchanged_by(command, *patterns)
         failed |= bool(changed)
         print(f'{name}: ' + (f'changed {", ".join(changed)}: run it and commit the result' if changed else 'changes nothing'))
+    if found := machine_paths(): failed = True; print(f'paths of a machine in the outputs of {", ".join(found)}: run them again without')
     sys.exit(1 if failed else 0)
 
 

@@ -60,6 +60,7 @@ def stage_notebook(path, folder):
         if d & {'hide', 'default_exp'} or any(o.startswith('default_exp') for o in d) or 'nbdev_export(' in c.source: continue
         if c.cell_type == 'markdown':
             c.source = re.sub(r'\]\(nbs/', '](', c.source)
+            c.source = re.sub(r'\]\(\.\./', f'](https://github.com/{REPO}/blob/{BRANCH}/', c.source)    # files that are no pages
             if not titled and c.source.startswith('# '):
                 titled, (title, *rest) = True, c.source.split('\n')
                 c.source = '\n'.join([title, '', links(path.stem, module), *rest])
@@ -105,7 +106,6 @@ def entry(o, name, module, stem, level='##'):
     try: file, line = inspect.getsourcefile(o), inspect.getsourcelines(o)[1]; here += f' · [code](https://github.com/{REPO}/blob/{BRANCH}/madd/{Path(file).name}#L{line})'
     except (TypeError, OSError): pass
     out = [f'{level} {name}', '', f'<p class="where">\n\n{here}\n\n</p>', '']
-    if not callable(o): return '\n'.join(out + [f'`{type(o).__name__}`: `{repr(o)[:160]}`', ''])
     out += [words(inspect.getdoc(o)) if o.__doc__ and not str(o.__doc__).startswith(f'{name}(') else '', parameters(o), '']
     if inspect.isclass(o):
         for k, m in vars(o).items():
@@ -115,11 +115,20 @@ def entry(o, name, module, stem, level='##'):
     return '\n'.join(out)
 
 
+def constant(o, name, module):
+    "One line of the table of constants"
+    text = repr(o).replace(str(ROOT) + '/', '').replace('`', "'").replace('|', '\\|').replace('\n', ' ')
+    return f'| [`{name}`](#{anchor(module, name)}) | `{type(o).__name__}` | `{text[:120]}{"..." if len(text) > 120 else ""}` |'
+
+
 def stage_api(module, stem, folder):
     "The page of a module"
     m = importlib.import_module(f'madd.{module}')
     title = f'# madd.{module}\n\n{words(m.__doc__)}\n\nWritten in [{stem}](../nbs/{stem}.ipynb).\n'
-    body = [entry(getattr(m, n), n, module, stem) for n in m.__all__ if not n.startswith('_') and hasattr(m, n)]
+    names = [n for n in m.__all__ if not n.startswith('_') and hasattr(m, n)]
+    body = [entry(getattr(m, n), n, module, stem) for n in names if callable(getattr(m, n))]
+    if values := [n for n in names if not callable(getattr(m, n))]:
+        body += ['## Constants', '', '| name | type | value |', '|---|---|---|', *(constant(getattr(m, n), n, module) for n in values), '']
     (folder/f'{module}.md').write_text('\n'.join([title, *body]), encoding='utf-8')
 
 
