@@ -1,7 +1,8 @@
 """The line under every notebook's title: what comes before, what comes after, how long it takes to read and to run.
 
-`python docs/course.py` writes it, `--check` only compares, `--time` first runs every notebook alone and records the seconds in bench/results/notebooks.json."""
-import datetime, os, platform, subprocess, sys, time
+`python docs/course.py` writes it, `--check` only compares, `--run` first runs every notebook, keeps the outputs and records the seconds in bench/results/notebooks.json."""
+import datetime, json, os, platform, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import nbformat
 
@@ -37,23 +38,39 @@ def put(nb, text):
     return nb
 
 
-def measure():
-    "Every notebook once, alone, from a fresh kernel"
-    import json
-    seconds = {}
-    for p in lessons():
-        start = time.perf_counter()
-        subprocess.run([str(Path(sys.executable).parent/'nbdev_test'), '--path', str(p), '--n_workers', '1'], cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
-                       env=os.environ | dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1', HF_HUB_OFFLINE='1'))
-        seconds[p.stem] = round(time.perf_counter() - start, 1)
-        print(f'{p.stem:18} {seconds[p.stem]:6.1f} s', flush=True)
-    out = dict(date=datetime.date.today().isoformat(), hardware=f'{platform.machine()}, {os.cpu_count()} cores, one thread', seed='as in each notebook', data='built-in identities', command='python docs/course.py --time', seconds=seconds)
+def execute(path):
+    "Run one notebook from a fresh kernel, keep its outputs; gives the seconds"
+    from nbclient import NotebookClient
+    nb = nbformat.read(path, 4)
+    kept = {i: c.source for i, c in enumerate(nb.cells) if 'nbdev_export(' in c.source}
+    for i in kept: nb.cells[i].source = ''                 # two at a time must not write the library
+    start = time.perf_counter()
+    NotebookClient(nb, timeout=300, kernel_name='python3', store_widget_state=False, resources={'metadata': {'path': str(path.parent)}}).execute()
+    seconds = time.perf_counter() - start
+    for i, source in kept.items(): nb.cells[i].source = source
+    nbformat.write(nb, path)
+    subprocess.run([str(Path(sys.executable).parent/'nbdev_clean'), '--fname', str(path)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return seconds
+
+
+def run_all():
+    "Every notebook, two at a time with one thread each; outputs and seconds are kept"
+    env = os.environ | dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1', HF_HUB_OFFLINE='1')
+    def one(p):
+        done = subprocess.run([sys.executable, __file__, '--one', str(p)], cwd=ROOT, env=env, capture_output=True, text=True)
+        if done.returncode: sys.stderr.write(f'{p.name} failed:\n{done.stderr[-2000:]}\n'); return p.stem, None
+        print(f'{p.stem:18} {float(done.stdout.split()[-1]):6.1f} s', flush=True)
+        return p.stem, round(float(done.stdout.split()[-1]), 1)
+    with ThreadPoolExecutor(2) as pool: found = dict(pool.map(one, sorted((ROOT/'nbs').glob('*.ipynb'))))
+    if None in found.values(): sys.exit('Not every notebook ran; nothing was recorded.')
+    out = dict(date=datetime.date.today().isoformat(), hardware=f'{platform.machine()}, {os.cpu_count()} cores, two notebooks at a time, one thread each', seed='as in each notebook',
+               data='built-in identities', command='python docs/course.py --run', seconds=found)
     TIMES.write_text(json.dumps(out, indent=1) + '\n')
 
 
 def main():
-    import json
-    if '--time' in sys.argv: measure()
+    if '--one' in sys.argv: print(execute(Path(sys.argv[-1]))); return
+    if '--run' in sys.argv: run_all()
     seconds = json.loads(TIMES.read_text())['seconds'] if TIMES.exists() else {}
     paths, stale = lessons(), []
     for i, p in enumerate(paths):
