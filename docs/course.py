@@ -23,7 +23,7 @@ def minutes(nb):
 def line(i, paths, nb, seconds):
     "The line of the i-th notebook"
     link = lambda p: f'[{p.stem}]({p.name})'
-    where = [f'before: {link(paths[i-1])}']*(i > 0) + [f'next: {link(paths[i+1])}']*(i + 1 < len(paths))
+    where = [f'before: {link(p)}' for p in paths[max(i-1, 0):i]] + [f'next: {link(p)}' for p in paths[i+1:i+2]]
     how = f'{minutes(nb)} min to read' + (f', {max(5, 5*round(seconds/5))} s to run' if seconds else '')
     return f'{MARK}\n*{" · ".join([*where, how])}*'
 
