@@ -1,7 +1,7 @@
 "Everything that describes the package stands in settings.ini; this file only hands it to setuptools."
 from configparser import ConfigParser
 from pathlib import Path
-from setuptools import setup, find_packages
+from setuptools import find_namespace_packages, setup
 
 config = ConfigParser(delimiters=['='])
 config.read(Path(__file__).parent/'settings.ini', encoding='utf-8')
@@ -19,7 +19,7 @@ setup(
     url=cfg['git_url'],
     keywords=cfg['keywords'],
     license='Apache-2.0',
-    packages=find_packages(include=['madd', 'madd.*']),
+    packages=find_namespace_packages(include=['madd', 'madd.*'], exclude=['*.__pycache__']),   # madd.movies holds only data
     package_data={'madd': words('package_data')},
     install_requires=words('requirements'),
     extras_require={'dev': words('dev_requirements')} | {key.removeprefix('extra_'): words(key) for key in cfg if key.startswith('extra_')},
