@@ -167,7 +167,7 @@ def test_a_download_is_judged_once_and_named_safely(inbox, tmp_path, monkeypatch
 
 def test_the_published_schema_is_current():
     published = Path(__file__).parent.parent/'docs'/'predictions.schema.json'
-    assert json.loads(published.read_text()) == json.loads(json.dumps(verdict_schema())), 'run nbs/14a_judge.ipynb: it writes docs/predictions.schema.json'
+    assert json.loads(published.read_text()) == json.loads(json.dumps(verdict_schema())), 'run nbs/14b_judge.ipynb: it writes docs/predictions.schema.json'
 
 def test_every_line_keeps_to_the_schema(inbox, tmp_path):
     rows = predict_paths([inbox, 'lost.jpg', 'https://x/y'], rule(), tmp_path/'out', n_frames=4, video=True)
