@@ -60,7 +60,8 @@ def stage_notebook(path, folder):
         if d & {'hide', 'default_exp'} or any(o.startswith('default_exp') for o in d) or 'nbdev_export(' in c.source: continue
         if c.cell_type == 'markdown':
             c.source = re.sub(r'\]\(nbs/', '](', c.source)
-            c.source = re.sub(r'\]\(\.\./', f'](https://github.com/{REPO}/blob/{BRANCH}/', c.source)    # files that are no pages
+            c.source = c.source.replace('](../docs/images/', '](images/' if path.stem == 'index' else '](../images/')
+            c.source = re.sub(r'\]\(\.\./(?!images/)', f'](https://github.com/{REPO}/blob/{BRANCH}/', c.source)    # files that are no pages
             if not titled and c.source.startswith('# '):
                 titled, (title, *rest) = True, c.source.split('\n')
                 c.source = '\n'.join([title, '', links(path.stem, module), *rest])
@@ -140,6 +141,7 @@ def stage(folder):
     "Everything Sphinx reads, in one folder"
     shutil.rmtree(folder, ignore_errors=True)
     for sub in ('nbs', 'api'): (folder/sub).mkdir(parents=True)
+    shutil.copytree(ROOT/'docs'/'images', folder/'images')
     modules = {p.stem: stage_notebook(p, folder/'nbs') for p in notebooks()}
     for stem, module in modules.items():
         if module: stage_api(module, stem, folder/'api')
