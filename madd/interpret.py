@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['FaceMaps', 'as_maps', 'overlaps', 'overlap_matrix', 'plot_overlaps', 'effective_maps', 'energy_shares', 'hits',
            'hit_rate', 'looking', 'maps_of', 'outline', 'attention_grid', 'grid_row', 'attention_summary', 'face_maps',
-           'pick', 'map_names', 'explorer_figure', 'explorer']
+           'pick', 'map_names', 'explorer_figure']
 
 # %% ../nbs/13_interpret.ipynb #0713249d
-import io
 from collections import namedtuple
 from contextlib import contextmanager
 
@@ -195,7 +194,7 @@ def attention_summary(
 
 # %% ../nbs/13_interpret.ipynb #a43a187b
 FaceMaps = namedtuple('FaceMaps', 'face method image attns mask')
-FaceMaps.__doc__ = 'One picture of the explorer: whose face, how made, (H, W, 3) bytes, (M, h, w) maps, (H, W) mask or None'
+FaceMaps.__doc__ = 'One picture: whose face, how made, (H, W, 3) bytes, (M, h, w) maps, (H, W) mask or None'
 
 # %% ../nbs/13_interpret.ipynb #9b177915
 def face_maps(
@@ -205,7 +204,7 @@ def face_maps(
     methods,      # 'original', or how it was forged
     masks=None,   # One (H, W) mask or `None` per picture
 ) -> list: # of `FaceMaps`
-    "Run the model once, and keep everything the explorer needs"
+    "Run the model once, and keep everything the figure needs"
     attns = as_maps(maps_of(model, images) if isinstance(model, nn.Module) else model)
     masks = [None]*len(images) if masks is None else masks
     sizes = {len(images), len(faces), len(methods), len(masks), len(attns)}
@@ -237,7 +236,7 @@ def explorer_figure(
     which='sum',       # 'sum', 'A1', 'A2', ...
     opacity:float=.65, # Of the map, 0 to 1
 ):
-    "One choice of the explorer, drawn: face, map, and who does the work"
+    "One choice, drawn: face, map, and who does the work"
     if which not in map_names(items): raise UserError(f'There is no map {which!r}; choose one of {", ".join(map_names(items))}.')
     o = pick(items, face, method)
     chosen = o.attns.sum(0) if which == 'sum' else o.attns[int(which[1:]) - 1]
@@ -251,27 +250,3 @@ def explorer_figure(
     right.set(xlim=(0, 1), title=f'share of attention\n{effective_maps(o.attns).item():.2f} effective maps of {len(names)}'); right.invert_yaxis()
     fig.supxlabel(ATTENTION_NOTE, fontsize=6.5); plt.close(fig)
     return fig
-
-# %% ../nbs/13_interpret.ipynb #21dbd075
-def explorer(
-    items, # List of `FaceMaps`, from `face_maps`
-):
-    "Turn the knobs of `explorer_figure`: face, method, map, opacity"
-    import ipywidgets as widgets
-    faces = list(dict.fromkeys(o.face for o in items))
-    methods = lambda face: [o.method for o in items if o.face == face]
-    knobs = dict(face=widgets.Dropdown(options=faces, description='face'), method=widgets.Dropdown(options=methods(faces[0]), description='method'),
-                 which=widgets.ToggleButtons(options=map_names(items), description='map', style={'button_width': '48px'}),
-                 opacity=widgets.FloatSlider(value=.65, min=0, max=1, step=.05, description='opacity', continuous_update=False))
-    class Explorer(widgets.VBox):
-        def __repr__(self): return 'An interactive figure: run this notebook to use it. Its states are drawn below.'
-    picture = widgets.Image(format='png')
-    def draw(_=None):
-        file = io.BytesIO()
-        explorer_figure(items, **{k: w.value for k, w in knobs.items()}).savefig(file, format='png', dpi=110)
-        picture.value = file.getvalue()
-    def new_face(change): knobs['method'].options = methods(change['new'])
-    knobs['face'].observe(new_face, 'value')
-    for w in knobs.values(): w.observe(draw, 'value')
-    draw()
-    return Explorer([widgets.HBox([knobs['face'], knobs['method']]), widgets.HBox([knobs['which'], knobs['opacity']]), picture])

@@ -6,9 +6,9 @@
 __all__ = ['STYLE', 'KNOB', 'MOVIES', 'VARIANTS', 'Movies', 'Scene', 'TOY_METHODS', 'COLOURS', 'RENDERERS', 'CRFS', 'WARM',
            'PAIRS', 'as_page', 'as_words', 'Panel', 'no_pause', 'slider', 'choice', 'switch', 'tile', 'grey', 'strip',
            'sheet', 'read_movies', 'scene', 'measure', 'finding', 'over', 'names_of', 'plot_training',
-           'attention_figure', 'options_of', 'attention_explorer', 'toy_people', 'toy_crops', 'train_head',
-           'toy_detector', 'scores', 'agda_figure', 'agda_pictures', 'agda_bars', 'agda_playground', 'ril_run',
-           'ril_figure', 'ril_plane', 'ril_playground', 'swapped', 'crf_name', 'bench_forge', 'Workshop',
+           'attention_figure', 'options_of', 'attention_explorer', 'model_explorer', 'toy_people', 'toy_crops',
+           'train_head', 'toy_detector', 'scores', 'agda_figure', 'agda_pictures', 'agda_bars', 'agda_playground',
+           'ril_run', 'ril_figure', 'ril_plane', 'ril_playground', 'swapped', 'crf_name', 'bench_forge', 'Workshop',
            'texture_figure', 'texture_row', 'texture_lens', 'fine_residual', 'residual_spectrum', 'forge_figure',
            'forge_bench', 'compare_figure', 'compare', 'Lazy', 'explorer_page']
 
@@ -30,7 +30,7 @@ from .agda import AGDA, augmentation_map, degrade
 from .core import ATTENTION_NOTE, SCORE_NOTE, UserError, denormalise, heat_over, label_forged, normalise, read_json
 from .faces import FaceDetector, align_face
 from .forge import composite, decode_uneven, face_mask, face_points, forge_face, match_colour, portrait, reenact, through_network, warp
-from .interpret import effective_maps, energy_shares, looking, maps_of, outline, overlap_matrix
+from .interpret import effective_maps, energy_shares, explorer_figure, looking, map_names, maps_of, outline, overlap_matrix
 from .media import compress
 from .model import MADD
 from .ril import RegionalIndependenceLoss
@@ -279,6 +279,22 @@ def attention_explorer(movies:Movies=None) -> Panel: # The packaged movies by de
     return Panel('Attention explorer', lambda **state: attention_figure(movies, **state), dict(
         variant=choice('trained', variants), person=choice('person', people), method=choice('picture', methods, methods[-1]),
         epoch=slider('epoch', last, 0, last, 1), opacity=slider('opacity', .65, 0., 1., .05), truth=switch('true mask', True)))
+
+# %% ../nbs/13d_widgets.ipynb #7c2015d4
+def model_explorer(
+    items, # List of `FaceMaps`, from `madd.interpret.face_maps`
+) -> Panel:
+    "Your own network: face, how it was made, map, opacity"
+    methods = lambda face: [o.method for o in items if o.face == face]
+    faces = list(dict.fromkeys(o.face for o in items))
+    knobs = dict(face=choice('face', faces), method=choice('picture', methods(faces[0])), which=choice('map', map_names(items)), opacity=slider('opacity', .65, 0., 1., .05))
+    def draw(face, method, which, opacity):
+        fig = explorer_figure(items, face, method, which, opacity)
+        fig.set_label(f'{face}, {method}: {which}. {ATTENTION_NOTE}')
+        return fig
+    panel = Panel('Your own model', draw, knobs)
+    knobs['face'].observe(lambda change: setattr(knobs['method'], 'options', methods(change['new'])), 'value')
+    return panel
 
 # %% ../nbs/13d_widgets.ipynb #58e97caa
 TOY_METHODS = ('Deepfakes', 'FaceSwap', 'NeuralTextures')
