@@ -123,7 +123,7 @@ def running_app(
         import gradio as gr
         from starlette.middleware import Middleware
         page, look = build_app(detector, folder), gr.themes.Base(font=['system-ui', 'sans-serif'], font_mono=['monospace'])
-        try: _, address, _ = page.queue(default_concurrency_limit=1).launch(server_name='127.0.0.1', server_port=port, share=False, inbrowser=open_browser, prevent_thread_lock=True, quiet=True, footer_links=[],
+        try: _, address, _ = page.queue(default_concurrency_limit=1).launch(server_name='127.0.0.1', server_port=port, share=False, inbrowser=open_browser, prevent_thread_lock=True, inline=False, quiet=True, footer_links=[],
                                  allowed_paths=[folder], theme=look, css=CSS, app_kwargs=dict(middleware=[Middleware(OnlyHere)]), pwa=False, mcp_server=False, enable_monitoring=False)
         except OSError: raise UserError(f'Port {port} is taken; leave --port out, or choose another.') from None
         try: yield address

@@ -161,7 +161,7 @@ def test_forged_faces_carry_their_label_and_real_ones_do_not(movies, bench):
 def test_the_attention_map_is_the_houses(movies):
     s = w.scene(movies, 'RIL', movies.people[0], 'original', 3)
     row = w.attention_figure(movies, 'RIL', method='original', epoch=3).axes[0].images[0].get_array()
-    assert (row[:, 156:306] == heat_over(w.tile(s.image), s.maps[0], vmax=float(s.maps.max()))).all()
+    assert (row[:, 156:306] == heat_over(w.tile(s.image), s.maps[0], .65, vmax=float(s.maps.max()))).all()
 
 
 def test_notes_and_conditions_are_in_the_picture(movies, bench):

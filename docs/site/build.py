@@ -67,6 +67,8 @@ def stage_notebook(path, folder):
                 c.source = '\n'.join([title, '', links(path.stem, module), *rest])
         else:
             if 'export' in d and (marks := anchors(c, module)): cells.append(nbformat.v4.new_markdown_cell(marks, id=f'a-{c.id}'))
+            for o in c.get('outputs', []):                # tables of links are finished Markdown: Sphinx does not look into them
+                if 'text/markdown' in o.get('data', {}): o.data['text/markdown'] = re.sub(r'\]\(((?:nbs/)?\w+)\.ipynb', r'](\1.html', ''.join(o.data['text/markdown']))
             c.metadata['tags'] = ['remove-input'] if 'echo:false' in d else []
             c.source = '\n'.join(line for line in c.source.splitlines() if not line.startswith('#|'))
         cells.append(c)
@@ -151,8 +153,6 @@ def stage(folder):
     (folder/'nbs'/'index.ipynb').unlink()
     for c in front.cells:
         if c.cell_type == 'markdown': c.source = re.sub(r'\]\((\d\w*\.ipynb)', r'](nbs/\1', c.source).replace('](../api/', '](api/')
-        for o in c.get('outputs', []):
-            if 'data' in o and 'text/markdown' in o.data: o.data['text/markdown'] = o.data['text/markdown'].replace('](../nbs/', '](nbs/')
     loose = [f'nbs/{s}' for s in modules if not s[0].isdigit() and s != 'index']      # pages without a place in the order
     tocs = [toc(caption, between(*span)) for caption, span in ROOMS.items()] + [toc('Play', loose)]*bool(loose) + [toc('API', [f'api/{m}' for m in modules.values() if m])]
     front.cells.append(nbformat.v4.new_markdown_cell('\n'.join(tocs), id='toc'))
