@@ -7,7 +7,7 @@ __all__ = ['FORGE_SIZE', 'FACE_SHARE', 'CANON', 'HALF', 'DENSE', 'PARTS', 'OUTLI
            'Portrait', 'Forged', 'portrait', 'thin_plate', 'face_points', 'eye_distance', 'soften', 'face_mask', 'warp',
            'is_grey', 'composite', 'match_colour', 'match_light', 'through_network', 'wave', 'deepfakes', 'faceswap',
            'express', 'reenact', 'expression_gap', 'face2face', 'uneven_up', 'decode_uneven', 'neural_textures',
-           'self_blend', 'forge_face', 'animate', 'look', 'example']
+           'crumple', 'self_blend', 'forge_face', 'animate', 'look', 'example']
 
 # %% ../nbs/02_forge.ipynb #fb4445c1
 from dataclasses import dataclass
@@ -397,7 +397,7 @@ def neural_textures(
     return composite(target.image, face, mask)
 
 # %% ../nbs/02_forge.ipynb #57f16eca
-def _crumple(
+def crumple(
     mask:np.ndarray,         # (H, W) in [0, 1]
     rng:np.random.Generator, # Draws the displacement
     reach:float,             # How far the edge moves, pixels
@@ -427,7 +427,7 @@ def self_blend(
     copy = copy.astype(np.float32)
     smooth = cv2.GaussianBlur(copy, (0, 0), blur)
     copy = (copy + sharpen * (copy - smooth) - 128) * np.float32(gain) + 128 + cast.astype(np.float32)
-    mask = _crumple(face_mask(target.landmarks, target.image.shape, region), rng, reach * unit)
+    mask = crumple(face_mask(target.landmarks, target.image.shape, region), rng, reach * unit)
     return composite(target.image, copy, np.float32(ratio) * soften(mask, soft * unit))
 
 # %% ../nbs/02_forge.ipynb #d4551231
