@@ -3,14 +3,10 @@ import re, sys
 from pathlib import Path
 import nbformat
 from nbconvert import MarkdownExporter
+from cells import directives
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTE = '<!-- Written by docs/readme.py from nbs/index.ipynb: edit the notebook, not this file. -->\n\n'
-
-
-def directives(cell):
-    "The nbdev directives of a cell, such as {'hide', 'echo:false'}"
-    return {line[2:].replace(' ', '') for line in cell.source.splitlines() if line.startswith('#|')}
 
 
 def readme():

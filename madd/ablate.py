@@ -59,7 +59,7 @@ def score_run(
     crops, root = read_crops(data)
     rows, done = crops[crops.split == split], folder/f'score_{split}.json'
     what = hashlib.sha256('\n'.join(rows.crop + ' ' + rows.label.astype(str)).encode()).hexdigest()
-    if done.exists() and read_json(done)['crops'] == what: return read_json(done)['metrics']
+    if done.exists() and (kept := read_json(done))['crops'] == what: return kept['metrics']
     scored = score_models({'': load(folder, device or default_device())}, crops, root, split, batch_size=batch_size)['']
     levels = {level: unit(scored).dropna(subset='prob') for level, unit in UNITS.items()}
     found = {level: metrics(df.label, df.prob) for level, df in levels.items()}

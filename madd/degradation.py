@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from fastcore.basics import patch
 from fastai.torch_core import get_model
 from .core import ATTENTION_NOTE, UserError, atomic_path, heat_over, label_forged
 from .data import read_crop
@@ -117,11 +118,17 @@ class WatchMaps(FitCallback):
     def after_epoch(self):
         if self.started: self.look(self.epoch)
 
-    def to_save(self): return dict(rows=self.rows, frames=self.frames)
-    def restore(self, state): self.rows, self.frames = state['rows'], state['frames']
+# %% ../nbs/13b_degradation.ipynb #62e1ef95
+@patch(as_prop=True)
+def table(self:WatchMaps) -> pd.DataFrame: # epoch, and one column per measure
+    "What was measured so far, one row per epoch"
+    return pd.DataFrame(self.rows)
 
-    @property
-    def table(self): return pd.DataFrame(self.rows)
+@patch
+def to_save(self:WatchMaps): return dict(rows=self.rows, frames=self.frames)
+
+@patch
+def restore(self:WatchMaps, state:dict): self.rows, self.frames = state['rows'], state['frames']
 
 # %% ../nbs/13b_degradation.ipynb #1dea11ea
 Movie = namedtuple('Movie', 'maps images masks names')   # maps (epochs + 1, B, M, h, w), the first before training
@@ -170,7 +177,7 @@ def plot_measures(
     shown = [c for c in ('cosine', 'correlation', 'top_iou', 'largest_share', 'stability', 'hit') if c in table]
     fig, axes = plt.subplots(1, 2, figsize=(8.5, 2.5))
     for c in shown: axes[0].plot(table.epoch + 1, table[c], '.-', label=c.replace('_', ' '))
-    axes[0].set(xlabel='epoch (0: before training)', ylim=(-.35, 1.02)); axes[0].legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
+    axes[0].set(xlabel='epoch (0: before training)', ylabel='likeness or share', ylim=(-.35, 1.02)); axes[0].legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
     axes[1].plot(table.epoch + 1, table.effective, 'k.-'); axes[1].set(xlabel='epoch', ylabel='effective maps', ylim=(.9, None))
     for ax in axes: ax.xaxis.get_major_locator().set_params(integer=True)
     fig.suptitle(title, fontsize=10); plt.close(fig)

@@ -1,8 +1,14 @@
-"""Promises about the repository, checked: notebooks are clean and show no path of a machine, the library is what they export, the README and the line under each title are current."""
-import json, subprocess, sys
+"""Promises about the repository, checked: notebooks are clean and show no path of a machine, the library is what they export, an exported cell can be read at one glance, the README and the line under each title are current."""
+import ast, json, subprocess, sys
 from pathlib import Path
+import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/'docs'))
+from cells import directives
+
+GLANCE, LONGEST = 30, 46   # lines of an exported cell that are not empty; the second for the ones named here, with the reason
+LONG = {('15_cli', 'train'): 'options of a command', ('15_cli', 'evaluate'): 'options of a command'}
 
 
 def contents(*patterns):
@@ -26,6 +32,21 @@ def machine_paths():
     return [p.name for p in sorted(ROOT.glob('nbs/*.ipynb')) if any(s in (text := outputs(p)) for s in ('site-packages', str(ROOT) + '/', str(Path.home()) + '/'))]
 
 
+def exported_cells():
+    "Every exported cell as (notebook, its first function or class, lines that are not empty)"
+    for p in sorted(ROOT.glob('nbs/*.ipynb')):
+        for c in nbformat.read(p, 4).cells:
+            if c.cell_type != 'code' or not {'export', 'exporti', 'exports'} & directives(c): continue
+            name = next((o.name for o in ast.parse(c.source).body if isinstance(o, (ast.FunctionDef, ast.ClassDef))), '')
+            yield p.stem, name, sum(bool(line.strip()) for line in c.source.splitlines())
+
+
+def long_cells(cells):
+    "Cells that cannot be read at one glance, and excuses that are needed no more"
+    long = {(nb, name): n for nb, name, n in cells if n > GLANCE}
+    return [f'{nb}: {name} ({n} lines)' for (nb, name), n in long.items() if (nb, name) not in LONG or n > LONGEST] + [f'{nb}: {name} (fits now: take it out of LONG)' for nb, name in LONG if (nb, name) not in long]
+
+
 def main():
     bin_ = Path(sys.executable).parent
     failed = False
@@ -37,6 +58,7 @@ def main():
         changed = unchanged_by(command, *patterns)
         failed |= bool(changed)
         print(f'{name}: ' + (f'changed {", ".join(changed)}: run it and commit the result' if changed else 'changes nothing'))
+    if found := long_cells(exported_cells()): failed = True; print(f'exported cells of more than {GLANCE} lines (or {LONGEST}, where LONG names them): {", ".join(found)}')
     if found := machine_paths(): failed = True; print(f'paths of a machine in the outputs of {", ".join(found)}: run them again without')
     sys.exit(1 if failed else 0)
 

@@ -7,16 +7,16 @@ from fastcore.docments import docments, empty
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT/'docs'))
+from cells import directives
+
 config = ConfigParser(delimiters=['=']); config.read(ROOT/'settings.ini', encoding='utf-8')
 CFG = config['DEFAULT']
 REPO, BRANCH = CFG['git_url'].removeprefix('https://github.com/'), CFG['branch']
-ROOMS = {'Faces and forgeries': ('00', '03'), 'The method': ('04', '10'), 'Training': ('11', '11z'), 'Measuring and looking': ('12', '13z'), 'Using it': ('14', '19'), 'The paper, the answers': ('20', '99')}
+ROOMS = {'Faces and forgeries': ('00', '03z'), 'The method': ('04', '10z'), 'Training': ('11', '11z'), 'Measuring and looking': ('12', '13z'), 'Using it': ('14', '19'), 'The paper, the answers': ('20', '99')}
 
 
 def notebooks(): return sorted((ROOT/'nbs').glob('*.ipynb'))
-
-
-def directives(cell): return {line[2:].replace(' ', '') for line in cell.source.splitlines() if line.startswith('#|')}
 
 
 def module_of(nb):
