@@ -10,7 +10,7 @@ ARGS   ?=
 export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
 say     = @printf '\n\033[1m== %s\033[0m\n' "$(1)"
 
-.PHONY: help env demo test notebooks app docs checks nbtest pytest wheel clean
+.PHONY: help env demo test notebooks app docs weights checks nbtest pytest wheel clean
 help: ## list what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
@@ -61,6 +61,10 @@ app: env ## the widgets as one page in your browser (PORT=8866)
 
 docs: env ## the site, in _site (needs no network; under a minute)
 	@$(BIN)/python docs/site/build.py _site
+
+weights: env ## train the weights in the box again, from public-domain portraits, and compare (up to two hours on two cores)
+	@$(BIN)/madd portraits
+	@$(BIN)/python bench/weights.py --out runs/weights --compare
 
 clean: ## remove everything that was made (environment, demo, builds)
 	rm -rf $(VENV) .venv-user build dist dist.log *.egg-info _site $(OUT)

@@ -9,7 +9,11 @@ __all__ = ['HOW', 'STEPS', 'DONORS', 'FAMILIES', 'LEAST', 'recolour', 'resample'
            'EndlessDL', 'people_table', 'endless_dls', 'ForgeConfig', 'forge_config', 'everybody', 'endless_loaders']
 
 # %% ../nbs/03a_endless.ipynb #8579e829
+import warnings
 from dataclasses import dataclass, fields
+
+# %% ../nbs/03a_endless.ipynb #9af585e9
+warnings.filterwarnings('ignore', message='.torch.jit.script. is deprecated', category=FutureWarning)   # fastai, while it is imported
 
 # %% ../nbs/03a_endless.ipynb #0d32e483
 import cv2
@@ -17,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.data.core import DataLoaders
+from fastcore.basics import patch
 
 # %% ../nbs/03a_endless.ipynb #9d365d3f
 from .core import FAKE, REAL, UserError, default_device, progress
@@ -250,6 +255,7 @@ def draw_route(
     if rng.uniform() < .2: route.append(('jpeg', int(rng.integers(90 - round(40*hard), 98))))
     return route
 
+# %% ../nbs/03a_endless.ipynb #f9c08c81
 def travel(
     rgb:np.ndarray,  # (H, W, 3) bytes
     route:list,      # From `draw_route`
@@ -267,7 +273,7 @@ def travel(
             rgb = compress([before, rgb], value, preset='veryfast')[1]
     return rgb, rgb.shape[0]/scale
 
-# %% ../nbs/03a_endless.ipynb #fa754d51
+# %% ../nbs/03a_endless.ipynb #b812a2f6
 @dataclass(frozen=True)
 class Pair:
     "A real face and its forgery, cut out alike"
@@ -276,6 +282,7 @@ class Pair:
     mask:np.ndarray # (S, S) float32: what was replaced
     facts:dict      # method, change, route
 
+# %% ../nbs/03a_endless.ipynb #fa754d51
 def cut(
     rgb:np.ndarray, landmarks:np.ndarray, # The frame and the face in it
     size:int, margin:float,               # As in `align_face`
@@ -370,15 +377,19 @@ class EndlessPairs(torch.utils.data.Dataset):
         rng = np.random.default_rng([self.seed, epoch, k, 1])
         return make_pair(self.pool.portraits[i], self.pool.look_alike(i, rng), rng, self.size, self.margin, self.families, self.hard)
 
-    def pair(self, k) -> Pair:
-        if self.frozen: return self.made[k]
-        if self.last[0] != (self.epoch, k): self.last = (self.epoch, k), self._make(k)
-        return self.last[1]
+# %% ../nbs/03a_endless.ipynb #00f3ca8d
+@patch
+def pair(self:EndlessPairs, k:int) -> Pair:
+    "Pair `k` of this epoch"
+    if self.frozen: return self.made[k]
+    if self.last[0] != (self.epoch, k): self.last = (self.epoch, k), self._make(k)
+    return self.last[1]
 
-    def bytes(self, i):
-        "As `CropDataset.bytes`: (3, size, size) bytes and a label"
-        p = self.pair(i//2 % self.pairs)
-        return torch.from_numpy(p.fake if i % 2 else p.real).permute(2, 0, 1).contiguous(), i % 2
+@patch
+def bytes(self:EndlessPairs, i:int):
+    "As `CropDataset.bytes`: (3, size, size) bytes and a label"
+    p = self.pair(i//2 % self.pairs)
+    return torch.from_numpy(p.fake if i % 2 else p.real).permute(2, 0, 1).contiguous(), i % 2
 
 # %% ../nbs/03a_endless.ipynb #7d704dd4
 class EndlessDL(CropDL):
