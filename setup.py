@@ -19,7 +19,7 @@ setup(
     url=cfg['git_url'],
     keywords=cfg['keywords'],
     license='Apache-2.0',
-    packages=find_namespace_packages(include=['madd', 'madd.*'], exclude=['*.__pycache__']),   # madd.movies holds only data
+    packages=find_namespace_packages(include=['madd', 'madd.*'], exclude=['*.__pycache__']),   # madd.movies and madd.weights hold only data
     package_data={'madd': words('package_data')},
     install_requires=words('requirements'),
     extras_require={'dev': words('dev_requirements')} | {key.removeprefix('extra_'): words(key) for key in cfg if key.startswith('extra_')},

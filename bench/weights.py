@@ -14,12 +14,11 @@ import numpy as np, pandas as pd, torch
 from common import command, cpu, today
 from madd.calibrate import calibration_of, set_calibration
 from madd.card import write_card
-from madd.core import REAL, progress, read_json, write_json
+from madd.core import REAL, normalise, progress, read_json
 from madd.endless import split_people
 from madd.evaluate import fake_logit, metrics_table, score_crops, write_results
 from madd.export import fingerprint
 from madd.faces import FaceDetector, align_face, first_face
-from madd.core import normalise
 from madd.forge import portrait
 from madd.generalise import called_fake, skin_tone, test_clips
 from madd.model import load
@@ -27,7 +26,7 @@ from madd.runs import read_config, run
 from madd.sources import AstronautFaces, face_source
 
 PARTS, BUILT_IN = dict(val=40, test=60), 40   # people who validate, people kept for the end; built-in identities
-MAIN = ('c23', 'c40')
+NOTE = 'This model has learnt from forgeries that madd made of public-domain portraits; how it does on the deepfakes of the internet was not measured.'
 
 
 def stills(net, source, names, detector):
@@ -82,6 +81,7 @@ def settle(folder, people, source, work, detector):
     quiet = stills(net, source, people['val'], detector).assign(dataset='portraits', method='original', compression='', split='val', frame=0)
     scores = pd.concat([val, quiet.assign(prob=1/(1 + np.exp(-quiet.logit)))], ignore_index=True)
     set_calibration(net, calibration_of(scores))
+    net.notes['note'] = NOTE
     net.save(folder, half=True)
     return net
 
@@ -115,11 +115,11 @@ def main():
     alarms = probabilities(stills(net, source, people['test'], detector), net)
     groups = called_fake(alarms, net.notes['verdict']['high'], alarms.tone)
     about = dict(date=today(), command=command(), hardware=cpu(), threads=torch.get_num_threads(), hours=round(hours, 2), milliseconds_per_face=milliseconds(net),
-                 data='forged and real clips of people nobody trained on; AUC intervals are over people', people={k: len(v) for k, v in people.items()},
+                 data='forged and real clips of people nobody trained on; AUC intervals are over people', over='people', people={k: len(v) for k, v in people.items()},
                  models='madd-lite, and plain: its own backbone after the first stage, an ordinary classifier with less training',
                  fingerprints={'madd-lite': fingerprint(folder)}, portraits_called_fake=groups.to_dict('records'), training=read_json(work/'run'/'train.json'), environment=read_json(work/'run'/'environment.json'))
     write_results(work/'results', scores, table, about)
-    for name in ('config.yaml', 'environment.json', 'train.json'): shutil.copy(work/'run'/name, folder/name)
+    for name in ('config.yaml', 'environment.json', 'train.json'):   # where it comes from; the card is made of these shutil.copy(work/'run'/name, folder/name)
     shutil.copy(work/'results'/'results.json', folder/'results.json')
     write_card(folder)
     print(table[(table.level == 'video')][['model', 'dataset', 'compression', 'method', 'auc', 'lo', 'hi']].round(3).to_string(index=False))

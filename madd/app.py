@@ -112,12 +112,13 @@ QUIET = dict(GRADIO_ANALYTICS_ENABLED='False', HF_HUB_DISABLE_TELEMETRY='1', GRA
 
 @contextlib.contextmanager
 def running_app(
-    detector:Detector,
+    detector:Detector|None=None, # The model that comes with madd when `None`
     port:int|None=None, # The first free one from 7860 on when `None`
     open_browser=False,
 ):
     "The page while the block lasts; gives its address"
     if find_spec('gradio') is None: raise UserError('The page needs Gradio: pip install "madd[app]".')
+    detector = detector or Detector.load()
     with tempfile.TemporaryDirectory(prefix='madd-app-', ignore_cleanup_errors=True) as folder:
         os.environ.update(QUIET | dict(GRADIO_TEMP_DIR=str(Path(folder)/'uploads')))
         import gradio as gr
@@ -131,7 +132,7 @@ def running_app(
 
 # %% ../nbs/14c_app.ipynb #27cf3ecc
 def serve(
-    detector:Detector,
+    detector:Detector|None=None, # As in `running_app`
     port:int|None=None, open_browser=True, # As in `running_app`
     say=print,
 ):

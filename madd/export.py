@@ -7,11 +7,11 @@ __all__ = ['Format', 'FORMATS', 'TOLERANCE', 'BATCHES', 'Parity', 'RUNTIMES', 'f
            'check_crops_in', 'Engine', 'TorchEngine', 'program', 'onnx_graph', 'write_onnx', 'write_openvino',
            'write_torchscript', 'write_program', 'open_onnx', 'open_openvino', 'open_torchscript', 'open_program',
            'check_packages', 'trial_crops', 'parity', 'in_batches', 'GraphEngine', 'exported_file', 'check_fresh',
-           'OnnxEngine', 'OpenVinoEngine', 'load_engine', 'export', 'output_files', 'describe', 'check_parity',
-           'plot_speed']
+           'OnnxEngine', 'OpenVinoEngine', 'load_engine', 'export', 'take_along', 'output_files', 'describe',
+           'check_parity', 'plot_speed']
 
 # %% ../nbs/12c_export.ipynb #119e6d7a
-import hashlib, io, json, os, warnings, zipfile
+import hashlib, io, json, os, shutil, warnings, zipfile
 from collections import namedtuple
 from contextlib import ExitStack
 from importlib.util import find_spec
@@ -24,16 +24,17 @@ import torch
 from torch import Tensor, nn
 from . import __version__
 from .core import UserError, atomic_path, default_device, read_json
-from .model import INPUT, load, model_folder
+from .model import DEFAULT, INPUT, WEIGHTS, is_bundled, load, model_folder, own_folder
 from .recipes import check_whole
 from .sources import AstronautFaces
 
 # %% ../nbs/12c_export.ipynb #38206d5d
 def fingerprint(
-    folder, # Where `model.save` wrote
+    folder, # Where `model.save` wrote, or a name in `bundled()`
 ) -> str: # 12 hexadecimal digits that change with the weights, the configuration or the thresholds
     "Name exactly which model gave a verdict"
-    parts = [hashlib.sha256((Path(folder)/name).read_bytes()).digest() for name in ('config.json', 'model.safetensors')]
+    folder = WEIGHTS/folder if is_bundled(folder) else Path(folder)
+    parts = [hashlib.sha256((folder/name).read_bytes()).digest() for name in ('config.json', 'model.safetensors')]
     return hashlib.sha256(b''.join(parts)).hexdigest()[:12]
 
 # %% ../nbs/12c_export.ipynb #aa6aa5a2
@@ -287,7 +288,9 @@ def exported_file(
     "Where the exported file of a folder lies, or the command that writes it"
     folder = model_folder(folder)
     for name in FORMATS[format].files:
-        if not (folder/name).is_file(): raise UserError(f'{folder} holds no {name}; `madd export {folder} --format {format}` writes it.')
+        if (folder/name).is_file(): continue
+        if folder.parent == WEIGHTS: raise UserError(f'{folder.name} comes with madd without {name}; `madd export {folder.name} --format {format} --output FOLDER` writes it into a model folder of your own.')
+        raise UserError(f'{folder} holds no {name}; `madd export {folder} --format {format}` writes it.')
     return folder/FORMATS[format].files[0]
 
 def check_fresh(
@@ -330,7 +333,7 @@ def load_engine(
 
 # %% ../nbs/12c_export.ipynb #fbe41d32
 def export(
-    folder,              # A model folder
+    folder=DEFAULT,      # A model folder, or a name in `bundled()`
     format:str='onnx',   # A key of `FORMATS`
     out=None,            # File or folder to write; beside the weights by default, where `load_engine` looks
     size:int|None=None,  # Side of the crops; what the model was trained on by default, else 380
@@ -339,7 +342,8 @@ def export(
 ) -> Path: # The file, or the first of two
     "Write a model as one graph for another runtime, checked against PyTorch"
     if format not in FORMATS: raise UserError(f'There is no format {format!r}; choose one of {", ".join(FORMATS)}.')
-    folder, how = model_folder(folder), FORMATS[format]
+    own, how = not is_bundled(folder), FORMATS[format]
+    folder = model_folder(folder) if out else own_folder(folder, f'`madd export {folder} --format {format} --output FOLDER` makes a model folder of your own')
     check_packages(how.to_write)
     model = load(folder)
     size = model.notes.get('size', 380) if size is None else size
@@ -353,8 +357,16 @@ def export(
         found = parity(GraphEngine(written[0], format), TorchEngine(model, 'cpu', mark), size)
         check_parity(found, format)
         for p in paths[1:]: paths[0].unlink(missing_ok=True)   # of two files, the one that is read first appears last
+    if not own and paths[0].parent == Path(out): take_along(folder, paths[0].parent)
     if verbose: print(f'{paths[0]}: {describe(found)}')
     return paths[0]
+
+# %% ../nbs/12c_export.ipynb #9af104c7
+def take_along(folder:Path, out:Path):
+    "The weights beside a graph of a model that came with the package, so that `out` is a model folder too"
+    for name in ('model.safetensors', 'config.json'):
+        if not (out/'config.json').exists():
+            with atomic_path(out/name) as part: shutil.copyfile(folder/name, part)
 
 # %% ../nbs/12c_export.ipynb #de016414
 def output_files(

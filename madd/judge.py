@@ -31,6 +31,7 @@ from . import __version__
 from .core import SCORE_NOTE, UserError, atomic_path, progress, read_json, write_json
 from .extract import memory_limit
 from .media import BadMedia, VideoInfo, find_media, read_image, write_video
+from .model import DEFAULT
 from .predict import FLAGS, VERDICTS, VERDICT_FORMAT, Detector, FaceLook, FrameLook, Person, Verdict, open_file, verdict_word
 from .report import STYLE, Picture, _embedded, render
 
@@ -739,8 +740,8 @@ def sweep(
 # %% ../nbs/14b_judge.ipynb #f6b2f8aa
 def predict_paths(
     paths,               # A file, a folder, a pattern, `-`, an address, or a list of these
-    model_dir:str|Path,  # Where `model.save` wrote, or a `Detector`
-    out:str|Path,        # Folder for everything that is written
+    model_dir:str|Path=DEFAULT,    # Where `model.save` wrote, the name of a model that comes with madd, or a `Detector`
+    out:str|Path='predictions',    # Folder for everything that is written
     n_frames:int=16,     # Frames of a clip
     figures:bool=True,   # Draw a figure per file
     device=None,         # Where to compute

@@ -31,6 +31,7 @@ from .export import TorchEngine, load_engine
 from .extract import Tracker
 from .faces import MARGIN, FaceDetector, align_face, align_matrix, moved, similarity, to_crop, to_frame
 from .media import BadMedia, is_image, is_video, read_frames, read_image, video_info
+from .model import DEFAULT
 
 # %% ../nbs/14_predict.ipynb #b86f8a7e
 VERDICTS = ('likely real', 'uncertain', 'likely fake', 'no verdict')
@@ -326,8 +327,8 @@ class Detector:
         if self.engine.size not in (None, self.settings.size): raise UserError(f'This network was exported for crops of {self.engine.size} pixels, its notes ask for {self.settings.size}; export it again.')
 
     @classmethod
-    def load(cls, model_dir:str|Path, device=None, runtime:str='torch', batch_size:int=8):
-        "Read a folder that `model.save` wrote, or a model on the Hugging Face hub"
+    def load(cls, model_dir:str|Path=DEFAULT, device=None, runtime:str='torch', batch_size:int=8):
+        "Read a folder that `model.save` wrote, a model that comes with the package, or one on the Hugging Face hub"
         return cls(load_engine(model_dir, runtime, device), batch_size=batch_size)
 
 # %% ../nbs/14_predict.ipynb #8920bf43

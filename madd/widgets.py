@@ -7,10 +7,10 @@ __all__ = ['STYLE', 'KNOB', 'MOVIES', 'VARIANTS', 'Movies', 'Scene', 'TOY_METHOD
            'PAIRS', 'as_page', 'as_words', 'Panel', 'no_pause', 'slider', 'choice', 'switch', 'tile', 'grey', 'strip',
            'sheet', 'read_movies', 'scene', 'measure', 'finding', 'over', 'names_of', 'plot_training',
            'attention_figure', 'options_of', 'attention_explorer', 'model_explorer', 'toy_people', 'toy_crops',
-           'train_head', 'toy_detector', 'scores', 'agda_figure', 'agda_pictures', 'agda_bars', 'agda_playground',
-           'ril_run', 'ril_figure', 'ril_plane', 'ril_playground', 'swapped', 'crf_name', 'bench_forge', 'Workshop',
-           'texture_figure', 'texture_row', 'texture_lens', 'fine_residual', 'residual_spectrum', 'forge_figure',
-           'forge_bench', 'compare_figure', 'compare', 'Lazy', 'explorer_page']
+           'train_head', 'toy_detector', 'scores', 'lite', 'agda_figure', 'agda_pictures', 'agda_bars',
+           'agda_playground', 'ril_run', 'ril_figure', 'ril_plane', 'ril_playground', 'swapped', 'crf_name',
+           'bench_forge', 'Workshop', 'own_maps', 'texture_figure', 'texture_row', 'texture_lens', 'fine_residual',
+           'residual_spectrum', 'forge_figure', 'forge_bench', 'compare_figure', 'compare', 'Lazy', 'explorer_page']
 
 # %% ../nbs/13d_widgets.ipynb #d37d5e83
 import asyncio, base64, gc, html, io, textwrap, zlib
@@ -30,9 +30,9 @@ from .agda import AGDA, augmentation_map, degrade
 from .core import ATTENTION_NOTE, SCORE_NOTE, UserError, denormalise, heat_over, label_forged, normalise, read_json
 from .faces import FaceDetector, align_face
 from .forge import composite, decode_uneven, face_mask, face_points, forge_face, match_colour, portrait, reenact, through_network, warp
-from .interpret import effective_maps, energy_shares, explorer_figure, looking, map_names, maps_of, outline, overlap_matrix
+from .interpret import effective_maps, energy_shares, explorer_figure, face_maps, looking, map_names, maps_of, outline, overlap_matrix
 from .media import compress
-from .model import MADD
+from .model import DEFAULT, MADD, load
 from .ril import RegionalIndependenceLoss
 from .sources import face_source
 from .texture import texture_residual
@@ -282,9 +282,10 @@ def attention_explorer(movies:Movies=None) -> Panel: # The packaged movies by de
 
 # %% ../nbs/13d_widgets.ipynb #7c2015d4
 def model_explorer(
-    items, # List of `FaceMaps`, from `madd.interpret.face_maps`
+    items=DEFAULT, # List of `FaceMaps`, from `madd.interpret.face_maps`; or a model folder or name, for `own_maps` of it
 ) -> Panel:
     "Your own network: face, how it was made, map, opacity"
+    if isinstance(items, (str, Path)): items = own_maps(items)
     methods = lambda face: [o.method for o in items if o.face == face]
     faces = list(dict.fromkeys(o.face for o in items))
     knobs = dict(face=choice('face', faces), method=choice('picture', methods(faces[0])), which=choice('map', map_names(items)), opacity=slider('opacity', .65, 0., 1., .05))
@@ -351,6 +352,14 @@ def toy_detector(people:int=24, steps:int=60, seed:int=0) -> MADD:
 def scores(net, crops): # (N,) P(fake)
     with looking(net): return net(normalise(crops)).softmax(-1)[:, 1].numpy()
 
+# %% ../nbs/13d_widgets.ipynb #608974c1
+@lru_cache(maxsize=1)
+def lite() -> MADD:
+    "The detector that comes with madd; `notes` says so wherever its score is quoted"
+    net = load(DEFAULT)
+    net.notes = net.notes | dict(note=f'{DEFAULT}, the detector that comes with madd')
+    return net
+
 # %% ../nbs/13d_widgets.ipynb #1b3aed2c
 def agda_figure(
     net:MADD, movies:Movies,                   # A network to ask; faces to show it
@@ -360,7 +369,7 @@ def agda_figure(
     "One state of the AGDA playground"
     s = scene(movies, next(iter(movies.maps)), person or movies.people[0], method, 0)
     if not 1 <= which <= net.n_maps: raise UserError(f'There are the maps 1 to {net.n_maps}, not {which}.')
-    x, index = normalise(s.image), torch.tensor([which - 1])
+    x, index = normalise(tile(s.image, net.notes.get('size', len(s.image)))), torch.tensor([which - 1])
     with looking(net):
         old = net.analyse(x)
         changed, _ = AGDA(scale, sigma, mode, threshold)(x, old.attention, index)
@@ -401,9 +410,9 @@ def agda_bars(fig, logits, a, b, which):
     for ax in (up, down): ax.tick_params(labelsize=7)
 
 # %% ../nbs/13d_widgets.ipynb #ce18af55
-def agda_playground(net:MADD=None, movies:Movies=None) -> Panel: # A toy and the packaged faces by default
+def agda_playground(net:MADD=None, movies:Movies=None) -> Panel: # `lite` and the packaged faces by default
     "Blur what one map looks at, and see what the network says then"
-    movies, net = movies or read_movies(), net or toy_detector()
+    movies, net = movies or read_movies(), net or lite()
     _, people, methods, _ = options_of(movies)
     return Panel('AGDA playground', lambda **state: agda_figure(net, movies, **state), dict(
         person=choice('person', people), method=choice('picture', methods, methods[-1]), which=slider('map', 1, 1, net.n_maps, 1),
@@ -499,10 +508,11 @@ def bench_forge(
 class Workshop:
     "A few people, a network to ask, and a memory"
     def __init__(self,
-        net:MADD=None,               # A toy by default
+        net:MADD=None,               # `lite` by default; faces are cut as its notes want them
         numbers=(28, 29, 30, 31),    # Which of the built-in people
     ):
-        self.net, self.people = net or toy_detector(), toy_people(numbers)
+        self.net, self.people = net or lite(), toy_people(numbers)
+        self.size, self.margin = self.net.notes.get('size', 112), self.net.notes.get('margin', 0.)
         self.names = [f'no. {i}' for i in numbers]
         for name in ('forged', 'crop', 'curve', 'stages'): setattr(self, name, lru_cache(maxsize=128)(getattr(self, f'_{name}')))
 
@@ -517,12 +527,24 @@ class Workshop:
     def _crop(self, person, made, crf, size): # `made`: None for the real face, or (method, softness, mismatch)
         target = self.at(person)
         rgb = self.forged(person, *made).image if made else target.image
-        return align_face(compress([rgb], crf)[0] if crf else rgb, target.landmarks, size, 0.)[0]
+        return align_face(compress([rgb], crf)[0] if crf else rgb, target.landmarks, size, self.margin)[0]
 
-    def mask(self, person, made, size): return align_face(np.float32(self.forged(person, *made).mask), self.at(person).landmarks, size, 0.)[0] if made else np.zeros((size, size), np.float32)
-    def _curve(self, person, made): return scores(self.net, np.stack([self.crop(person, made, c, 112) for c in CRFS]))
+    def mask(self, person, made, size): return align_face(np.float32(self.forged(person, *made).mask), self.at(person).landmarks, size, self.margin)[0] if made else np.zeros((size, size), np.float32)
+    def _curve(self, person, made): return scores(self.net, np.stack([self.crop(person, made, c, self.size) for c in CRFS]))
     def _stages(self, person, made, crf):
         with looking(self.net): return self.net.backbone(normalise(self.crop(person, made, crf, 160)))
+
+# %% ../nbs/13d_widgets.ipynb #d71287c3
+def own_maps(
+    model=DEFAULT,          # A folder that `madd train` wrote, or a name in `madd.model.bundled()`
+    numbers=(28, 29, 30),   # Which of the built-in people
+) -> list: # of `FaceMaps`
+    "What the maps of a model do on made-up people and their forgeries, all at crf 23"
+    net = load(model)
+    if not isinstance(net, MADD): raise UserError(f'{model} is a plain network and has no maps to show; choose one with attention.')
+    bench, made = Workshop(net, numbers), {'original': None} | {m: (m, .1, 0.) for m in RENDERERS}
+    some = [(p, m) for p in bench.names for m in made]
+    return face_maps(net, [bench.crop(p, made[m], 23, bench.size) for p, m in some], *zip(*some), [bench.mask(p, made[m], bench.size) if made[m] else None for p, m in some])
 
 # %% ../nbs/13d_widgets.ipynb #d5997740
 PAIRS = {'real and forged, raw': ((0, 0), (1, 0)), 'real and forged, c23': ((0, 23), (1, 23)), 'real and forged, c40': ((0, 40), (1, 40)),
@@ -547,8 +569,9 @@ def texture_figure(
     inside = cv2.resize(bench.mask(person, (method, .1, 0.), 160), T.shape[:0:-1], interpolation=cv2.INTER_AREA) > .5
     power = [np.abs(r[-1])[:, inside].mean() for r in rows]
     names = [f'{"forged" if f else "real"} {crf_name(c)}' for f, c in PAIRS[pair]]
+    whose = 'a backbone that has learnt from forgeries' if 'trained_on' in bench.net.notes else 'an ImageNet backbone that was never shown a forgery'
     fig = sheet(4.3, f'{stage}, {T.shape[1]} x {T.shape[1]} cells in {patches} x {patches} patches: where {method} replaces pixels, the texture of "{names[1]}" is {100*(power[1]/power[0] - 1):+.0f} % '
-                f'as against "{names[0]}" (mean size of the residual, all {len(T)} channels).', 'Features of an ImageNet backbone that was never shown a forgery. Less texture is no proof of one: blur, compression and soft skin look alike here.')
+                f'as against "{names[0]}" (mean size of the residual, all {len(T)} channels).', f'Features of {whose}. Less texture is no proof of one: blur, compression and soft skin look alike here.')
     for i, (row, name) in enumerate(zip(rows, names)): texture_row(fig, .52 - .4*i, row, rows, k, name, titles=i == 0)
     return fig
 
@@ -565,7 +588,7 @@ def texture_row(
     ax = fig.add_axes([.875, y + .03, .11, .31])
     ax.hist(T[k].ravel(), np.linspace(-span, span, 25), color='#7c8894'); ax.set_yticks([]); ax.tick_params(labelsize=6.5); ax.set_title('values of $T$' if titles else '', fontsize=8)
 
-def texture_lens(bench:Workshop=None) -> Panel: # Four people and a toy by default
+def texture_lens(bench:Workshop=None) -> Panel: # Four people and `lite` by default
     "Features, their local average, and what is left"
     bench = bench or Workshop()
     return Panel('Texture lens', lambda **state: texture_figure(bench, **state), dict(
@@ -597,12 +620,12 @@ def forge_figure(
     "One state of the forge bench"
     if crf not in CRFS: raise UserError(f'There is no compression {crf!r}; choose one of {", ".join(map(str, CRFS))}.')
     made, at = (method, softness, mismatch), CRFS.index(crf)
-    real, fake = bench.crop(person, None, crf, 112), bench.crop(person, made, crf, 112)
+    real, fake = bench.crop(person, None, crf, bench.size), bench.crop(person, made, crf, bench.size)
     curves = bench.curve(person, None), bench.curve(person, made)
     fig = sheet(4.5, f'{method} with a mask softness of {softness:g} and a colour {mismatch:g} grey levels off, {crf_name(crf)}: P(fake) {curves[1][at]:.2f} for the forgery, {curves[0][at]:.2f} for the real face. '
                 f'The detector is {bench.net.notes.get("note", "as given")}.', SCORE_NOTE)
     gap = np.abs(fake.astype(np.float32) - real).mean(-1)
-    strip(fig, (.01, .535, .98), [tile(real), label_forged(tile(fake)), grey(bench.mask(person, made, 112), 0, 1), grey(gap, 0, 60, 'magma'), label_forged(grey(fine_residual(fake), -12, 12))],
+    strip(fig, (.01, .535, .98), [tile(real), label_forged(tile(fake)), grey(bench.mask(person, made, bench.size), 0, 1), grey(gap, 0, 60, 'magma'), label_forged(grey(fine_residual(fake), -12, 12))],
           [f'real, {crf_name(crf)}', f'{method}, {crf_name(crf)}', 'mask', 'difference (0 to 60 levels)', 'fine residual of the forgery'])
     left, right = fig.add_axes([.07, .19, .4, .27]), fig.add_axes([.57, .19, .41, .27])
     for pic, curve, name, style in ((real, curves[0], 'real', dict(color='#0072b2', ls='--')), (fake, curves[1], 'forged', dict(color='#d55e00'))):
@@ -612,8 +635,8 @@ def forge_figure(
     for ax in (left, right): ax.tick_params(labelsize=7); ax.legend(fontsize=7, frameon=False, loc='upper right' if ax is left else 'lower left')
     return fig
 
-def forge_bench(bench:Workshop=None) -> Panel: # Four people and a toy by default
-    "Make a forgery better or worse, compress it, and ask the toy"
+def forge_bench(bench:Workshop=None) -> Panel: # Four people and `lite` by default
+    "Make a forgery better or worse, compress it, and ask a detector"
     bench = bench or Workshop()
     return Panel('Forge bench', lambda **state: forge_figure(bench, **state), dict(
         person=choice('person', bench.names), method=choice('method', list(RENDERERS)), softness=slider('mask softness', .1, 0., .3, .02),
@@ -671,7 +694,7 @@ class Lazy(widgets.VBox):
     def show(self, change=None):
         name = self.menu.value
         if name not in self.made:
-            self.room.children = [widgets.HTML('<p role="status">One moment: the first machine that asks a network trains a toy, ten to thirty seconds.</p>')]
+            self.room.children = [widgets.HTML('<p role="status">One moment: the first machine that asks a network loads it and cuts out its faces.</p>')]
             try: self.made[name] = self.makers[name]()
             except Exception as problem: self.room.children = [widgets.HTML(as_words(problem))]; return
         self.room.children = [self.made[name]]

@@ -1,7 +1,7 @@
 """Does an installed madd work?  python tests/smoke.py
 
 Needs nothing but the wheel and its requirements: no network, no GPU, no test runner, no notebook tool.
-Walks through every module, one training step with all the paper's parts, saving, loading, one verdict and the command.
+Walks through every module, one training step with all the paper's parts, saving, loading, a verdict of that network and of the one in the box, and the command.
 """
 import importlib, os, pkgutil, platform, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -67,6 +67,17 @@ def verdict(folder):
     return f'{v.verdict}, P(fake) = {v.probability:.2f} (one step of training: the number means nothing)'
 
 
+def box(folder):
+    "The same picture, judged by the detector that comes with the package, without its name"
+    from skimage.data import astronaut
+    from madd.media import save_image
+    from madd.model import model_folder
+    from madd.predict import Detector
+    v, size = Detector.load(device='cpu').predict(save_image(folder/'astronaut.png', astronaut())), sum(p.stat().st_size for p in model_folder('madd-lite').iterdir())
+    assert v.probability is not None and v.model and size <= 15e6, (v, size)
+    return f'madd-lite ({size/1e6:.1f} MB): {v.verdict}, P(fake) = {v.probability:.2f}'
+
+
 def command():
     "The `madd` command of this environment"
     script = shutil.which('madd', path=str(Path(sys.executable).parent))
@@ -91,8 +102,8 @@ def versions():
 
 def main():
     with tempfile.TemporaryDirectory() as tmp:
-        steps = [imports, forward, lambda: training_step(Path(tmp)), lambda: verdict(Path(tmp)), command, versions]
-        for name, step in zip(('import', 'forward', 'training', 'verdict', 'command', 'versions'), steps):
+        steps = [imports, forward, lambda: training_step(Path(tmp)), lambda: verdict(Path(tmp)), lambda: box(Path(tmp)), command, versions]
+        for name, step in zip(('import', 'forward', 'training', 'verdict', 'box', 'command', 'versions'), steps):
             t = time.perf_counter()
             print(f'{name:9} ok  {step()}  [{time.perf_counter() - t:.1f} s]', flush=True)
     print('smoke: all good')

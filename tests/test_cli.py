@@ -8,7 +8,7 @@ import pytest
 
 SCRIPT = Path(sys.executable).with_name('madd')
 START = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, '-c', 'import sys; from madd.cli import main; sys.exit(main())']
-COMMANDS = ('demo', 'portraits', 'forge', 'index', 'extract', 'train', 'ablate', 'evaluate', 'predict', 'convert')
+COMMANDS = ('demo', 'portraits', 'forge', 'index', 'extract', 'train', 'ablate', 'evaluate', 'predict', 'models', 'convert')
 
 
 def madd(*words, cwd=None, status=0, **kw):
@@ -151,7 +151,7 @@ def test_help_is_quick_and_loads_nothing_heavy():
     (('forge',), 'OUT'),
     (('forge', 'x', '--frames', 'many'), '--frames'),
     (('train', 'x', 'y', '--wings'), '--wings'),
-    (('predict', 'x.jpg'), '--model'),
+    (('predict',), 'PATH'),
 ])
 def test_mistyped_words_point_to_help(words, says, tmp_path):
     done = madd(*words, cwd=tmp_path, status=2)
@@ -165,7 +165,16 @@ def test_mistyped_words_point_to_help(words, says, tmp_path):
     (('train', 'nothing', 'out'), 'no manifest'),
     (('forge', 'out', '--identities', '7'), 'even'),
     (('forge', 'out', '--faces', 'nobody'), 'nobody'),
-    (('predict', '.', '--model', 'nothing'), 'nothing'),
+    (('predict', '.', '--model', 'nothing'), 'madd-lite'),
+    (('export', '--format', 'onnx'), '--output FOLDER'),
+    (('export', 'madd-lite', '--runtime', 'onnx'), '--runtime'),
+    (('card',), '--out FOLDER'),
+    (('train', 'crops', 'out', '--recipe', 'forge'), 'no crops'),
+    (('train', 'out', '--recipe', 'forge', '--data', 'crops'), 'no crops'),
+    (('train', 'crops', 'out', '--faces', 'x'), '--recipe forge'),
+    (('train', 'out', '--recipe', 'forge', '--resume'), 'holds no run'),
+    (('train', 'out', '--recipe', 'forge', '--set', 'forge.peple=3'), 'peple'),
+    (('train', 'out', '--recipe', 'frge'), 'no recipe'),
     (('evaluate', 'nothing', '--data', 'nothing'), 'no manifest'),
 ])
 def test_wrong_input_is_one_sentence(words, says, tmp_path, monkeypatch, capsys):
@@ -244,3 +253,57 @@ def test_convert_makes_a_folder_that_predict_reads(work, tmp_path):
     madd('predict', work[0]/work[1]['clips'][0], '--model', 'model', '-o', 'judged', '--frames', 2, '--no-figures', '--device', 'cpu', cwd=tmp_path)
     assert 'missing: texture.norms.2' in madd('convert', 'broken.pth', 'model2', cwd=tmp_path, status=2).stderr and not (tmp_path/'model2').exists()
     assert 'another folder' in madd('convert', 'ckpt.pth', 'model', cwd=tmp_path, status=2).stderr
+
+
+# --- the model in the box ---
+
+def test_a_file_is_judged_without_a_word_about_models(tmp_path):
+    from skimage.data import astronaut
+    from madd.export import fingerprint
+    from madd.media import save_image
+    save_image(tmp_path/'face.jpg', astronaut())
+    row, = map(json.loads, madd('predict', 'face.jpg', '--json', '--device', 'cpu', cwd=tmp_path).stdout.splitlines())
+    assert row['model'] == fingerprint('madd-lite') and row['size'] == 160 and 0 <= row['probability'] <= 1
+    help_ = ' '.join(madd('predict', '--help').stdout.split())
+    assert '[default: madd-lite]' in help_ and 'was trained on' in help_
+    said = ' '.join(madd('models', cwd=tmp_path).stdout.split())
+    assert row['model'] in said and 'learnt from' in said and 'It is not proof' in said
+
+
+def test_a_folder_called_like_the_model_comes_first(work, tmp_path):
+    import shutil
+    from skimage.data import astronaut
+    from madd.export import fingerprint
+    from madd.media import save_image
+    save_image(tmp_path/'face.jpg', astronaut()); shutil.copytree(work[0]/'models'/'small', tmp_path/'madd-lite')
+    row, = map(json.loads, madd('predict', 'face.jpg', '--json', '--device', 'cpu', cwd=tmp_path).stdout.splitlines())
+    assert row['model'] == fingerprint(work[0]/'models'/'small')
+
+
+def test_nothing_is_written_into_the_package(work, tmp_path, monkeypatch, capsys):
+    from madd.model import WEIGHTS
+    before = {p: p.stat().st_mtime_ns for p in WEIGHTS.rglob('*')}
+    monkeypatch.chdir(tmp_path)
+    assert here('card', '--out', 'about') == 0 and 'license: apache-2.0' in Path('about/README.md').read_text()
+    assert here('export', '--format', 'onnx', '-o', 'mine') == 0 and 'madd predict CLIP --model mine' in capsys.readouterr().out
+    assert {p.name for p in Path('mine').iterdir()} == {'config.json', 'model.safetensors', 'model.onnx'}
+    assert here('evaluate', 'madd-lite', '--data', work[0]/'crops', '--calibrate', '-o', 'm', '--device', 'cpu') == 2 and 'calibration cannot be stored' in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in WEIGHTS.rglob('*')} == before
+
+
+def test_the_box_is_measured_beside_a_model_of_mine(work, tmp_path):
+    madd('evaluate', 'madd-lite', work[0]/'models'/'control', '--data', work[0]/'crops', '-o', tmp_path/'out', '--device', 'cpu')
+    about = json.loads((tmp_path/'out'/'results.json').read_text())['about']
+    assert set(about['fingerprints']) == {'madd-lite', 'plain'} and all(about['fingerprints'].values())
+
+
+def test_a_training_on_the_forge_needs_no_crops_and_goes_on(tmp_path):
+    few = [w for k, v in dict(people=4, val=2, test=2, pairs=4, val_pairs=4).items() for w in ('--set', f'forge.{k}={v}')]
+    words = ('train', '--recipe', 'forge', 'run', '--faces', '', *few, '--set', 'pretrain_epochs=0', '--size', 64, '--backbone', 'mobilenetv2_035', '--random', '--epochs', 1, '-b', 4, '--device', 'cpu')
+    said = madd(*words, cwd=tmp_path).stdout
+    assert 'madd predict FILE --model run' in said and (tmp_path/'run'/'train.json').is_file()
+    for again in (words, ('train', 'run', '--resume'), ('train', '--recipe', 'forge', 'run', '--resume')): assert 'finished before' in madd(*again, '--device', 'cpu', cwd=tmp_path).stdout
+    config = (tmp_path/'run'/'config.yaml').read_text()
+    assert 'recipe: paper' in config and 'left_out' not in config and "faces: ''" in config
+    card = ' '.join((madd('card', 'run', cwd=tmp_path), tmp_path/'run'/'README.md')[1].read_text().split())
+    assert 'the endless forge of madd' in card and '| people | 4 |' in card and 'license: unknown' in card

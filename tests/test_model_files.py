@@ -1,5 +1,6 @@
 "Model folders that are hostile, damaged or written while something fails, and the loss on two processes"
 import json, os, pickle, socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ import torch.multiprocessing as mp
 
 from madd import model as madd_model
 from madd.core import UserError
-from madd.model import MADD, PlainDetector, load
+from madd.export import fingerprint
+from madd.model import DEFAULT, WEIGHTS, MADD, PlainDetector, bundled, load, model_folder
 from madd.ril import RegionalIndependenceLoss
 
 SMALL = 'tf_efficientnet_lite0'
@@ -178,3 +180,41 @@ def test_two_processes_share_their_centres(tmp_path):
     torch.testing.assert_close((a['loss'] + b['loss'])/2, loss.detach())
     both = torch.empty_like(V); both[0::2], both[1::2] = a['grad'], b['grad']
     torch.testing.assert_close(both/2, V.grad)                               # averaged over workers, as data-parallel training does
+
+
+# --- half precision, and the weights in the box ---
+
+def test_half_is_half_and_answers_alike(plain, tmp_path):
+    plain.save(tmp_path/'whole'); plain.save(tmp_path/'half', half=True)
+    sizes = [(tmp_path/k/'model.safetensors').stat().st_size for k in ('whole', 'half')]
+    assert .49 < sizes[1]/sizes[0] < .54 and json.loads((tmp_path/'half'/'config.json').read_text())['stored'] == 'float16'
+    whole, half, x = load(tmp_path/'whole'), load(tmp_path/'half'), torch.rand(4, 3, 96, 96, generator=torch.Generator().manual_seed(0))*2 - 1
+    assert {t.dtype for t in half.state_dict().values()} == {torch.float32, torch.int64}
+    with torch.no_grad(): assert 0 < (whole(x).softmax(1) - half(x).softmax(1)).abs().max() < 1e-3
+    half.save(tmp_path/'again'); assert 'stored' not in (tmp_path/'again'/'config.json').read_text() and torch.equal(load(tmp_path/'again')(x), half(x))
+
+
+def test_half_refuses_what_would_become_infinite(tmp_path):
+    net = PlainDetector(SMALL, pretrained=False)
+    with torch.no_grad(): net.head.linear.weight[0, 0] = 70_000.
+    with pytest.raises(UserError, match='head.linear.weight'): net.save(tmp_path/'m', half=True)
+    assert not (tmp_path/'m').exists()
+
+
+def test_names_of_the_box(plain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert DEFAULT in bundled() and model_folder(DEFAULT) == WEIGHTS/DEFAULT and not load(DEFAULT).training
+    refused('madd-lite2', DEFAULT, 'no folder')
+    (tmp_path/DEFAULT).mkdir(); refused(DEFAULT, 'config.json')          # a folder of that name is meant, also when it is empty
+    plain.save(DEFAULT); assert isinstance(load(DEFAULT), PlainDetector)
+
+
+def test_weights_in_the_box_are_small_and_known():
+    for name in bundled():
+        folder = WEIGHTS/name
+        assert {p.name for p in folder.iterdir()} >= {'config.json', 'model.safetensors', 'README.md'}
+        text = (folder/'README.md').read_text()
+        assert fingerprint(name) in text and 'license: apache-2.0' in text and str(Path.home()) not in text
+        config = json.loads((folder/'config.json').read_text())
+        assert config['stored'] == 'float16' and {'size', 'margin', 'trained_on'} <= config['notes'].keys()
+    assert sum(p.stat().st_size for p in (WEIGHTS/DEFAULT).iterdir()) <= 15e6

@@ -228,6 +228,28 @@ def test_what_is_said_about_collapse_follows_the_file(movies):
     assert 'collapsed towards each other' in w.finding(staged, 'none')
 
 
+# --- the model in the box ---
+
+def test_an_explorer_of_ones_own_model_is_of_the_box_by_default(tmp_path):
+    net = w.lite()
+    panel = w.model_explorer()
+    assert panel.knobs['face'].options == ('no. 28', 'no. 29', 'no. 30') and len(panel.knobs['which'].options) == net.n_maps + 1 and '<img' in panel.picture.value
+    torch.manual_seed(0)
+    mine = MADD('tf_efficientnet_lite0', n_maps=2, pretrained=False); mine.notes.update(size=96, margin=.3); mine.save(tmp_path/'mine')
+    items = w.own_maps(tmp_path/'mine', numbers=(28, 29))
+    assert {o.image.shape for o in items} == {(96, 96, 3)} and {len(o.attns) for o in items} == {2}
+    assert [o.mask is None for o in items] == [o.method == 'original' for o in items]
+    with pytest.raises(UserError, match='madd-lite'): w.model_explorer('nowhere')
+
+
+def test_machines_ask_the_box_when_nobody_brings_a_network(movies):
+    bench = w.Workshop(numbers=(28, 29))
+    assert bench.net is w.lite() and (bench.size, bench.margin) == (160, .05)
+    note = ' '.join(' '.join(t.get_text() for t in w.texture_figure(bench).texts).split())
+    assert 'madd-lite' in w.forge_figure(bench).get_label() and 'has learnt from forgeries' in note and 'never shown' not in note
+    assert 'madd-lite' in w.agda_figure(w.lite(), movies).get_label()
+
+
 # --- the page of all six ---
 
 def test_the_page_builds_what_is_asked_for_once_and_says_what_fails():
