@@ -56,6 +56,7 @@ class ModelConfig:
     changes:dict = field(default_factory=dict) # Entries of the recipe that shall differ
     pretrained:bool = True           # Start the backbone from ImageNet weights
     pretrain_epochs:int = 0          # First train the backbone as a plain classifier (the released code: 20)
+    pretrain_lr:float|None = None    # Learning rate of that stage; that of the run by default
     init:str = ''                    # Start from the weights of an earlier run: HQ -> LQ
 
 # %% ../nbs/11a_runs.ipynb #6c6542de
@@ -113,7 +114,7 @@ def convert(
 
 # %% ../nbs/11a_runs.ipynb #e764045f
 CHOICES = dict(balance=('repeat', 'weighted', 'none'), model=MODELS, recipe=RECIPES, schedule=SCHEDULES, precision=PRECISIONS, augment=AUGMENTS)
-LEAST = dict(epochs=1, batch_size=2, accumulate=1, n_maps=1, size=0, pretrain_epochs=0, seed=0, workers=0, save_steps=0, save_seconds=0, lr=0, wd=0, ema=0)
+LEAST = dict(epochs=1, batch_size=2, accumulate=1, n_maps=1, size=0, pretrain_epochs=0, pretrain_lr=0, seed=0, workers=0, save_steps=0, save_seconds=0, lr=0, wd=0, ema=0)
 
 def make_config(
     values:dict, # Any of the fields of `RunConfig`
@@ -167,7 +168,7 @@ def over(
 
 # %% ../nbs/11a_runs.ipynb #63f01f62
 TRAININGS = dict(forge=dict(
-    backbone='tf_efficientnet_lite0', size=160, batch_size=32, pretrain_epochs=12, epochs=6, ema=.99, lr=7e-4, workers=1, save_seconds=300.,
+    backbone='tf_efficientnet_lite0', size=160, batch_size=32, pretrain_epochs=12, pretrain_lr=7e-4, epochs=2, lr=2e-4, ema=.99, workers=1, save_seconds=300.,
     forge=dict(faces='portraits', pairs=2000, val_pairs=300, margin=.05, ramp=4)))
 
 def read_config(
@@ -429,7 +430,7 @@ def new_model(config:RunConfig) -> nn.Module:
 
 def backbone_stage(config:RunConfig, data, out:Path, device=None) -> dict: # Weights of a backbone
     "Train the backbone as a plain classifier first; a run of its own, inside the run"
-    stage = replace(config, model='PlainDetector', epochs=config.pretrain_epochs, pretrain_epochs=0, changes={})
+    stage = replace(config, model='PlainDetector', epochs=config.pretrain_epochs, lr=config.pretrain_lr or config.lr, pretrain_epochs=0, pretrain_lr=None, changes={})
     run(stage, data, Path(out)/'pretrain', device=device)
     return load(Path(out)/'pretrain').backbone.state_dict()
 
