@@ -119,7 +119,8 @@ def main():
                  models='madd-lite, and plain: its own backbone after the first stage, an ordinary classifier with less training',
                  fingerprints={'madd-lite': fingerprint(folder)}, portraits_called_fake=groups.to_dict('records'), training=read_json(work/'run'/'train.json'), environment=read_json(work/'run'/'environment.json'))
     write_results(work/'results', scores, table, about)
-    for name in ('config.yaml', 'environment.json', 'train.json'):   # where it comes from; the card is made of these shutil.copy(work/'run'/name, folder/name)
+    for name in ('config.yaml', 'environment.json', 'train.json'):   # where it comes from; the card is made of these
+        shutil.copy(work/'run'/name, folder/name)
     shutil.copy(work/'results'/'results.json', folder/'results.json')
     write_card(folder)
     print(table[(table.level == 'video')][['model', 'dataset', 'compression', 'method', 'auc', 'lo', 'hi']].round(3).to_string(index=False))

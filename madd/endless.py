@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['HOW', 'STEPS', 'DONORS', 'FAMILIES', 'LEAST', 'recolour', 'resample', 'sharpness', 'denoise', 'recode', 'grain',
            'shade', 'own_copy', 'expression', 'look_alike', 'Family', 'draw_mask', 'forge_one', 'change', 'mirrored',
-           'camera', 'draw_route', 'travel', 'Pair', 'cut', 'make_pair', 'Pool', 'split_people', 'EndlessPairs',
-           'EndlessDL', 'people_table', 'endless_dls', 'ForgeConfig', 'forge_config', 'everybody', 'endless_loaders']
+           'rebuilt', 'camera', 'draw_route', 'travel', 'Pair', 'cut', 'make_pair', 'Pool', 'split_people',
+           'EndlessPairs', 'EndlessDL', 'people_table', 'endless_dls', 'ForgeConfig', 'forge_config', 'everybody',
+           'endless_loaders']
 
 # %% ../nbs/03a_endless.ipynb #8579e829
 import warnings
@@ -216,20 +217,40 @@ def change(
     if not inside.any(): return 0.
     return float(np.abs(forged.image[inside].astype(np.int16) - image[inside]).mean())
 
-# %% ../nbs/03a_endless.ipynb #7801c307
+# %% ../nbs/03a_endless.ipynb #efd36237
 def mirrored(p:Portrait) -> Portrait:
     "Left and right exchanged, landmarks too"
     marks = p.landmarks[[1, 0, 2, 4, 3]]*[-1, 1] + [p.image.shape[1] - 1, 0]
     return Portrait(np.ascontiguousarray(p.image[:, ::-1]), marks)
 
+# %% ../nbs/03a_endless.ipynb #cb209dbc
+def rebuilt(
+    p:Portrait,
+    rng:np.random.Generator, # Draws the bend
+    reach:float=.06, # How far the knots of the bend move, eye distances
+) -> Portrait:
+    "Somebody of another build: the whole picture bent smoothly, longer or wider, skewed"
+    (h, w), (cx, cy), unit = p.image.shape[:2], p.landmarks.mean(0), eye_distance(p.landmarks)
+    skew = (np.eye(2) + rng.uniform(-.08, .08, (2, 2))).astype(np.float32)
+    shift = cv2.resize(rng.normal(0, reach*unit, (6, 6, 2)).astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC)
+    x, y = np.arange(w, dtype=np.float32) - np.float32(cx), np.arange(h, dtype=np.float32)[:, None] - np.float32(cy)
+    at_x, at_y = x*skew[0, 0] + y*skew[0, 1] + shift[..., 0] + np.float32(cx), x*skew[1, 0] + y*skew[1, 1] + shift[..., 1] + np.float32(cy)   # where a pixel comes from
+    marks = p.landmarks.copy()
+    for _ in range(8):   # and where a landmark goes to: the inverse, by repeated correction
+        i, j = np.clip(np.rint(marks).astype(int), 0, (w - 1, h - 1)).T
+        marks += p.landmarks - np.c_[at_x[j, i], at_y[j, i]]
+    return Portrait(cv2.remap(p.image, at_x, at_y, int(rng.choice([1, 2])), borderMode=cv2.BORDER_REFLECT_101), marks)
+
+# %% ../nbs/03a_endless.ipynb #7801c307
 def camera(
     p:Portrait,
     rng:np.random.Generator, # Draws everything
     hard:float=1., # 0 to 1: how much the pictures differ
 ) -> Portrait:
-    "The same person before another camera: mirrored, in another light, moving, softer, noisier"
+    "A person before another camera: mirrored, of another build, in another light, moving, softer, noisier"
     if rng.uniform() < .5: p = mirrored(p)
-    if rng.uniform() < .4: p = animate(p, 1, int(rng.integers(2**31)))[0]
+    if rng.uniform() < .7: p = rebuilt(p, rng)
+    if rng.uniform() < .3: p = animate(p, 1, int(rng.integers(2**31)))[0]
     image = p.image.astype(np.float32)
     if rng.uniform() < .8: image = recolour(image, rng, hard)
     if rng.uniform() < .5: image = 255*np.clip(image/255, 0, 1)**np.float32(np.exp(hard*rng.uniform(-.4, .4)))
