@@ -14,18 +14,18 @@ import numpy as np, pandas as pd, torch
 from common import command, cpu, today
 from madd.calibrate import calibration_of, set_calibration
 from madd.card import write_card
-from madd.core import REAL, normalise, progress, read_json
-from madd.endless import split_people
+from madd.core import REAL, UserError, normalise, progress, read_json
+from madd.endless import ForgeConfig, split_people
 from madd.evaluate import fake_logit, metrics_table, score_crops, write_results
 from madd.export import fingerprint
 from madd.faces import FaceDetector, align_face, first_face
 from madd.forge import portrait
 from madd.generalise import called_fake, skin_tone, test_clips
-from madd.model import load
+from madd.model import load, model_folder
 from madd.runs import read_config, run
 from madd.sources import AstronautFaces, face_source
 
-PARTS, BUILT_IN = dict(val=40, test=60), 40   # people who validate, people kept for the end; built-in identities
+PEOPLE = 40, 60, 40   # who validate, who are kept for the end, built-in identities
 NOTE = 'This model has learnt from forgeries that madd made of public-domain portraits; how it does on the deepfakes of the internet was not measured.'
 
 
@@ -62,12 +62,12 @@ def milliseconds(net, turns=30):
     return round(float(np.median(took[5:])), 1)
 
 
-def measured(nets, people, source, work):
+def measured(nets, people, source, strangers, work):
     "Frame scores of every network on both sources, people nobody trained on"
-    sets = {'forge of portraits': (people['test'], source), 'forge of built-in identities': (None, AstronautFaces(BUILT_IN, seed=1))}
+    sets = {'forge of portraits': (people['test'], source), 'forge of built-in identities': ([strangers[i][0] for i in range(len(strangers))], strangers)}
     out = {name: [] for name in nets}
     for what, (names, faces) in sets.items():
-        crops, root = clips(names or [faces[i][0] for i in range(BUILT_IN)], faces, work/what.replace(' ', '_'), next(iter(nets.values())))
+        crops, root = clips(names, faces, work/what.replace(' ', '_'), next(iter(nets.values())))
         for name, net in nets.items(): out[name].append(score_crops(net, crops, root).assign(dataset=what))
     return {name: pd.concat(tables, ignore_index=True) for name, tables in out.items()}
 
@@ -81,6 +81,7 @@ def settle(folder, people, source, work, detector):
     quiet = stills(net, source, people['val'], detector).assign(dataset='portraits', method='original', compression='', split='val', frame=0)
     scores = pd.concat([val, quiet.assign(prob=1/(1 + np.exp(-quiet.logit)))], ignore_index=True)
     set_calibration(net, calibration_of(scores))
+    if 'verdict' not in net.notes: raise UserError(f'{len(people["val"])} people are too few to choose thresholds with: give more to validate.')
     net.notes['note'] = NOTE
     net.save(folder, half=True)
     return net
@@ -101,16 +102,17 @@ def main():
     p.add_argument('--set', action='append', default=[], help='a setting of the training, key=value')
     p.add_argument('--ship', type=Path, help='also copy the finished folder here')
     p.add_argument('--compare', action='store_true', help='compare with what madd-lite ships')
+    p.add_argument('--people', type=int, nargs=3, default=PEOPLE, metavar=('VAL', 'TEST', 'STRANGERS'), help='people who validate, people kept for the end, built-in identities (default: %(default)s)')
     a = p.parse_args()
-    work, start = a.out, time.perf_counter()
-    done = run(read_config(training='forge', words=a.set, forge=dict(faces=a.faces, **PARTS)), None, work/'run')
+    work, start, parts = a.out, time.perf_counter(), dict(zip(('val', 'test'), a.people))
+    run(read_config(training='forge', words=a.set, forge=dict(faces=a.faces) | {k: n for k, n in parts.items() if n != getattr(ForgeConfig, k)}), None, work/'run')
     hours = float(sum(pd.read_csv(f).seconds.sum() for f in (work/'run').rglob('history.csv')))/3600
     source, detector = face_source(a.faces), FaceDetector()
-    people = split_people([source[i][0] for i in range(len(source))], 0, **PARTS)
+    people = split_people([source[i][0] for i in range(len(source))], 0, **parts)
     folder = work/'madd-lite'
     net = settle(folder, people, source, work, detector)
     plain = load(work/'run'/'pretrain')
-    scores = measured({'madd-lite': net, 'plain': plain}, people, source, work)
+    scores = measured({'madd-lite': net, 'plain': plain}, people, source, AstronautFaces(a.people[2], seed=1), work)
     table = metrics_table(scores, by='target')
     alarms = probabilities(stills(net, source, people['test'], detector), net)
     groups = called_fake(alarms, net.notes['verdict']['high'], alarms.tone)
@@ -126,7 +128,7 @@ def main():
     print(table[(table.level == 'video')][['model', 'dataset', 'compression', 'method', 'auc', 'lo', 'hi']].round(3).to_string(index=False))
     print(groups.round(3).to_string(index=False))
     print(f'{about["milliseconds_per_face"]} ms per face on one core; {hours:.2f} hours of training; {(time.perf_counter() - start)/60:.0f} minutes in this call')
-    if a.compare: print(agreement(table, read_json(Path(load.__globals__['__file__']).parent/'weights'/'madd-lite'/'results.json')['rows']).round(3).to_string(index=False))
+    if a.compare: print(agreement(table, read_json(model_folder('madd-lite')/'results.json')['rows']).round(3).to_string(index=False))
     if a.ship:
         a.ship.mkdir(parents=True, exist_ok=True)
         for f in folder.iterdir(): shutil.copy(f, a.ship/f.name)
