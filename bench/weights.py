@@ -68,7 +68,8 @@ def measured(nets, people, source, strangers, work):
     out = {name: [] for name in nets}
     for what, (names, faces) in sets.items():
         crops, root = clips(names, faces, work/what.replace(' ', '_'), next(iter(nets.values())))
-        for name, net in nets.items(): out[name].append(score_crops(net, crops, root).assign(dataset=what))
+        apart = dict(dataset=what, video=lambda d: what + '/' + d.video, target=lambda d: what + '/' + d.target)   # both sources number their people from 0
+        for name, net in nets.items(): out[name].append(score_crops(net, crops, root).assign(**apart))
     return {name: pd.concat(tables, ignore_index=True) for name, tables in out.items()}
 
 

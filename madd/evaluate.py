@@ -173,6 +173,8 @@ def video_scores(
 ) -> pd.DataFrame: # One row per video: `prob` is the mean of the frames that have one; `n_frames`, `n_scored`
     "From frames to videos: the mean probability per video key"
     by = frames.groupby('video', sort=True)
+    for k in ('dataset', 'label'):   # two data sets may use the same key; their frames must not be averaged
+        if k in frames and len(twice := by[k].nunique().loc[lambda n: n > 1]): raise UserError(f'{len(twice)} videos have more than one {k}, the first is {twice.index[0]!r}: give each video a key of its own.')
     out = by[[k for k in (*VIDEO_COLUMNS, 'margin', 'size') if k in frames and k != 'video']].first()
     return out.assign(prob=by.prob.mean(), n_frames=by.size(), n_scored=by.prob.count()).reset_index()
 
