@@ -349,8 +349,9 @@ def main():
     crops(o, facts, o.settings['size'], o.settings['forge']['margin'])
     for m in o.model: measure_model(m, o, facts)
     wanted = dict.fromkeys(c for seed in range(o.seeds) for s in (o.only or plan) for c in plan[s] if c[3] == seed)
-    todo = [] if o.record else [c for c in wanted if name(c) not in done(o)]
-    print(f'{len(wanted) - len(todo)} of {len(wanted)} trainings are done, the test was ready after {time.perf_counter() - start:.0f} s', flush=True)
+    left = [c for c in wanted if name(c) not in done(o)]
+    todo = [] if o.record else left
+    print(f'{len(wanted) - len(left)} of {len(wanted)} trainings are done, the test was ready after {time.perf_counter() - start:.0f} s', flush=True)
     record(o, facts, plan)
     def finished(c, left):
         r = read_json(o.work/'cells'/name(c)/'cell.json'); record(o, facts, plan)
