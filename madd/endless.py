@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['HOW', 'STEPS', 'DONORS', 'FAMILIES', 'LEAST', 'recolour', 'resample', 'sharpness', 'denoise', 'recode', 'grain',
            'shade', 'own_copy', 'expression', 'look_alike', 'Family', 'draw_mask', 'forge_one', 'change', 'mirrored',
-           'rebuilt', 'camera', 'draw_route', 'travel', 'Pair', 'cut', 'make_pair', 'Pool', 'split_people',
-           'EndlessPairs', 'EndlessDL', 'people_table', 'endless_dls', 'ForgeConfig', 'forge_config', 'everybody',
-           'endless_loaders']
+           'rebuilt', 'shake', 'camera', 'draw_route', 'travel', 'Pair', 'cut', 'cover', 'make_pair', 'Pool',
+           'split_people', 'EndlessPairs', 'EndlessDL', 'people_table', 'endless_dls', 'ForgeConfig', 'forge_config',
+           'everybody', 'endless_loaders']
 
 # %% ../nbs/03a_endless.ipynb #8579e829
 import warnings
@@ -241,6 +241,20 @@ def rebuilt(
         marks += p.landmarks - np.c_[at_x[j, i], at_y[j, i]]
     return Portrait(cv2.remap(p.image, at_x, at_y, int(rng.choice([1, 2])), borderMode=cv2.BORDER_REFLECT_101), marks)
 
+# %% ../nbs/03a_endless.ipynb #5ba6e01d
+def shake(
+    image:np.ndarray,        # (H, W, 3) float32
+    rng:np.random.Generator, # Draws how far and which way
+    most:float=7.,           # Longest way during one exposure, pixels
+) -> np.ndarray:
+    "A head or a camera that moved while the picture was taken"
+    far, angle, side = rng.uniform(1.5, most), rng.uniform(0, np.pi), 2*int(np.ceil(most/2)) + 1
+    along = np.linspace(-far/2, far/2, 4*side)
+    x, y = along*np.cos(angle) + side//2, along*np.sin(angle) + side//2
+    kernel = np.zeros((side, side), np.float32)
+    np.add.at(kernel, (np.rint(y).astype(int), np.rint(x).astype(int)), np.float32(1/len(along)))
+    return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REPLICATE)
+
 # %% ../nbs/03a_endless.ipynb #7801c307
 def camera(
     p:Portrait,
@@ -249,12 +263,13 @@ def camera(
 ) -> Portrait:
     "A person before another camera: mirrored, of another build, in another light, moving, softer, noisier"
     if rng.uniform() < .5: p = mirrored(p)
-    if rng.uniform() < .7: p = rebuilt(p, rng)
+    if rng.uniform() < .85: p = rebuilt(p, rng, rng.uniform(.02, .09))
     if rng.uniform() < .3: p = animate(p, 1, int(rng.integers(2**31)))[0]
     image = p.image.astype(np.float32)
-    if rng.uniform() < .8: image = recolour(image, rng, hard)
+    if rng.uniform() < .8: image = recolour(image, rng, hard*rng.choice([1, 1, 2.5]))
     if rng.uniform() < .5: image = 255*np.clip(image/255, 0, 1)**np.float32(np.exp(hard*rng.uniform(-.4, .4)))
     if rng.uniform() < .35: image = resample(image, rng, .5, .95)
+    if rng.uniform() < .12*hard: image = shake(image, rng)
     if rng.uniform() < .25: image = sharpness(image, rng)
     if rng.uniform() < .25: image = grain(image, rng)
     if rng.uniform() < .04: image = np.repeat(image @ GREY.astype(np.float32)[:, None], 3, 2)
@@ -267,7 +282,7 @@ def draw_route(
 ) -> list: # (name, value) in the order of travel
     "The way of a clip through cameras, editors and platforms"
     route = []
-    if rng.uniform() < .6: route.append(('resize', rng.uniform(1 - .5*hard, 1.15)))
+    if rng.uniform() < .7: route.append(('resize', rng.uniform(1 - .5*hard, 1.15 + .45*hard)))
     if rng.uniform() < .12: route.append(('blur', rng.uniform(.4, .4 + hard)))
     if rng.uniform() < .12: route.append(('noise', rng.uniform(1, 1 + 6*hard)))
     if rng.uniform() < .35: route.append(('jpeg', int(rng.integers(90 - round(50*hard), 98))))
@@ -311,6 +326,23 @@ def cut(
     "The crop a detector would see"
     return align_face(rgb, landmarks, size, margin)[0]
 
+
+# %% ../nbs/03a_endless.ipynb #c04e7a19
+def cover(
+    pair,                    # Real and forged crop, (S, S, 3) bytes each
+    mask:np.ndarray,         # (S, S): what was replaced
+    rng:np.random.Generator, # Draws place, size, colour and roughness
+    least:float=.5,          # Share of the forgery that must stay visible
+) -> list: # The two crops
+    "The same patch before both, or none where it would hide the forgery"
+    size = len(mask)
+    box = cv2.boxPoints((tuple(rng.uniform(0, size, 2)), tuple(rng.uniform(.1, .5, 2)*size), rng.uniform(0, 180)))
+    patch = cv2.fillConvexPoly(np.zeros((size, size), np.uint8), np.rint(box).astype(np.int32), 1) > 0
+    if mask[~patch].sum() < least*mask.sum(): return list(pair)
+    paint = _bytes(rng.uniform(0, 255, 3) + rng.uniform(0, 25)*rng.standard_normal((size, size, 1)))
+    return [np.where(patch[..., None], paint, x) for x in pair]
+
+# %% ../nbs/03a_endless.ipynb #fa754d52
 def make_pair(
     target:Portrait, other:Portrait, # A real face, and somebody who resembles it
     rng:np.random.Generator,         # Draws everything
@@ -318,7 +350,7 @@ def make_pair(
     families:tuple=tuple(FAMILIES), # Kinds to choose from
     hard:float=1.,                  # 0 to 1
 ) -> Pair:
-    "Photograph, forge, send both along the same route, cut both out with the same wobble"
+    "Photograph, forge, send both along the same route, cut both out with the same wobble, and perhaps cover a part"
     real, method = camera(target, rng, hard), families[int(rng.integers(len(families)))]
     forged = forge_one(real, other, FAMILIES[method], rng)
     route, seed = draw_route(rng, hard), int(rng.integers(2**31))
@@ -327,8 +359,10 @@ def make_pair(
     (a, k), (b, _) = travel(real.image, route, seed), travel(forged.image, route, seed)
     marks = (real.landmarks + wobble + .5)*k - .5
     mask = cv2.resize(forged.mask, b.shape[1::-1], interpolation=cv2.INTER_AREA)
-    return Pair(cut(a, marks, size, margin), cut(b, marks, size, margin), cut(_bytes(255*mask)[..., None].repeat(3, 2), marks, size, margin)[..., 0]/np.float32(255),
-                dict(method=method, change=change(real.image, forged), route=route))
+    a, b, mask = (cut(x, marks, size, margin) for x in (a, b, _bytes(255*mask)[..., None].repeat(3, 2)))
+    mask = mask[..., 0]/np.float32(255)
+    if rng.uniform() < .25*hard: a, b = cover((a, b), mask, rng)
+    return Pair(a, b, mask, dict(method=method, change=change(real.image, forged), route=route))
 
 # %% ../nbs/03a_endless.ipynb #d105607c
 class Pool:
