@@ -7,8 +7,8 @@ __all__ = ['VERDICTS', 'VERDICT_FORMAT', 'FLAGS', 'LIMITS', 'HOLDING', 'NARROWES
            'FEW', 'APART', 'COLOURS', 'MARKERS', 'verdict_word', 'JudgeSettings', 'read_settings', 'save_settings',
            'FaceLook', 'FrameLook', 'Person', 'Verdict', 'open_file', 'file_frames', 'crop_scores', 'face_square',
            'enlargement', 'outside', 'turning', 'softness', 'blockiness', 'quality_flags', 'scene', 'is_cut', 'People',
-           'Detector', 'unjudged', 'person_name', 'file_verdict', 'doubt', 'judge_person', 'summarise', 'shown_looks',
-           'frame_picture', 'draw_scores', 'headline']
+           'Detector', 'unjudged', 'person_name', 'file_verdict', 'who_counts', 'doubt', 'judge_person', 'summarise',
+           'shown_looks', 'frame_picture', 'draw_scores', 'headline']
 
 # %% ../nbs/14_predict.ipynb #1f6adbc9
 import itertools, json, textwrap, warnings
@@ -137,7 +137,7 @@ class Verdict:
     path:str                      # The file
     kind:str=''                   # 'picture', 'clip', or '' when it cannot be read
     verdict:str='no verdict'      # One of `VERDICTS`
-    probability:float|None=None   # Of fake: of the person most like a fake
+    probability:float|None=None   # Of fake: of the person most like a fake, as `who_counts`
     reason:str=''                 # Why there is no verdict
     notes:list[str]=field(default_factory=list) # Sentences: what to know about this verdict
     flags:list[str]=field(default_factory=list) # Of the file, names from `FLAGS`
@@ -398,6 +398,13 @@ def file_verdict(
     if 'likely fake' in words: return 'likely fake'
     return 'likely real' if words == {'likely real'} else 'uncertain'
 
+def who_counts(
+    judged, # `Person`s with a probability
+) -> list: # Some of them, at least one
+    "Whose number may stand for the file: seen a quarter as often as the one seen most, and not held at uncertain, if there are such people"
+    often = [p for p in judged if 4*p.frames >= max(q.frames for q in judged)]
+    return [p for p in often if not p.reason] or often
+
 # %% ../nbs/14_predict.ipynb #f5e5836c
 FEW = 4 # from so many judged frames on, one look is not enough to call somebody fake
 
@@ -442,7 +449,7 @@ def summarise(
         for a in f.faces: looks[a.track].append((f.seconds, a))
     v.people = [judge_person(t, looks[t], v.low, v.high, n, hold) for t in sorted(looks)]
     judged = [p for p in v.people if p.probability is not None]
-    v.verdict, v.probability = file_verdict(p.verdict for p in judged), max((p.probability for p in judged), default=None)
+    v.verdict, v.probability = file_verdict(p.verdict for p in judged), max((p.probability for p in who_counts(judged)), default=None)
     v.flags = [f for f in FLAGS if any(2*p.flags.get(f, 0) > p.frames for p in judged)] + ['several people']*(len(judged) > 1)
     if judged: v.notes, v.reason = v.notes + _notes(v, judged), ''
     elif not v.reason: v.reason = _nobody(v)
@@ -477,8 +484,9 @@ def _notes(
 
 def _company(v, judged):
     "What several people mean for a verdict"
-    most = max(judged, key=lambda p: p.probability)
-    return [f'{len(judged)} people were judged apart; the probability is that of {person_name(most.track)}, the one most like a fake.',
+    most = max(who_counts(judged), key=lambda p: p.probability)
+    among = ' of those seen often and well enough'*(most.probability < max(p.probability for p in judged))
+    return [f'{len(judged)} people were judged apart; the probability is that of {person_name(most.track)}, the one most like a fake{among}.',
             f'More people, more false alarms: if one real person in 20 is called fake, {len(judged)} real people give an alarm in {1 - .95**len(judged):.0%} of the files.']
 
 # %% ../nbs/14_predict.ipynb #3a22d126
