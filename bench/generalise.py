@@ -2,8 +2,9 @@
 
 Every cell is one training on the endless forge (`madd.runs.run`, in a process of its own with one thread), tested on official-layout clips of people nobody trained
 on: those of the training's own source, and people made from another photograph. Cells are kept in --work: a finished one is never repeated, an interrupted one
-goes on, and after every cell the record is written anew. Stop it whenever you like. `--model` also measures finished models, by folder or by name (madd-lite)."""
-import argparse, json, os, shlex, subprocess, sys, time
+goes on, and after every cell the record is written anew. Stop it whenever you like. The scores of finished cells also stand in a folder beside the record (--out without
+its ending), so that a study can be continued on another day and on another machine. `--model` also measures finished models, by folder or by name (madd-lite)."""
+import argparse, json, os, shlex, shutil, subprocess, sys, time
 from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
@@ -13,6 +14,7 @@ SETTINGS = dict(size=112, batch_size=32, epochs=6, pretrain_epochs=0, ema=0., lr
 TEST = dict(other=40, frames=4, crfs=[23, 40], seed=0)                                                                  # people of another source; of the clips
 KINDS = {'madd': {}, 'no ril': dict(ril=False), 'no agda': dict(agda=False), 'plain': dict(model='PlainDetector')}
 CROWDS = [25, 50, 100, 200, 0]                                                                                         # 0: everybody
+OUT = Path('bench/results/generalise.json')
 CALLED = .05                                                                                                           # share of the validation reals above the threshold
 TINY = dict(settings=dict(size=64, epochs=1, batch_size=8, save_seconds=2., forge=dict(pairs=32, val_pairs=8, people=24, val=6, test=6)), test=dict(other=6, frames=2), crowds=[8, 0])
 
@@ -21,7 +23,7 @@ import numpy as np, pandas as pd, timm, torch
 
 from common import cpu, today
 from madd.core import UserError, read_json, reuse_memory, write_json
-from madd.endless import FAMILIES, Pool, endless_loaders, forge_config, split_people
+from madd.endless import FAMILIES, FORGE_VERSION, Pool, endless_loaders, forge_config, split_people
 from madd.evaluate import UNITS, fake_logit, score_crops
 from madd.extract import extract
 from madd.generalise import STUDIES, Only, called_fake, gain, held_out_table, mean_auc, portrait_people, skin_tone, test_clips
@@ -34,10 +36,10 @@ from madd.sources import face_source, portraits_table
 
 # --- the plan ---
 
-def cells(studies, seeds, crowds):
+def cells(studies, seeds, crowds, kinds=('madd', 'plain')):
     "study -> trainings (kind, left_out, people, seed); a training may serve several studies"
     full = lambda kind, people=0: (kind, '', people)
-    plan = dict(lomo=[(k, f, 0) for f in FAMILIES for k in ('madd', 'plain')], identities=[full('madd', n) for n in crowds], source=[full('madd'), full('plain')],
+    plan = dict(lomo=[(k, f, 0) for f in FAMILIES for k in kinds], identities=[full('madd', n) for n in crowds], source=[full('madd'), full('plain')],
                 compression=[full('madd'), full('plain')], parts=[full(k) for k in KINDS], people=[full('madd')])
     return {s: [(*c, seed) for seed in range(seeds) for c in plan[s]] for s in studies}
 
@@ -121,7 +123,7 @@ def score(model, o, facts, out):
     notes, tables = model.notes, {'clips': [], 'asis': []}
     for clips, asis in crops(o, facts, int(notes['size']), float(notes['margin'])).values():
         for k, (df, root) in zip(tables, (clips, asis)): tables[k].append(score_crops(model, df, root)[KEEP])
-    for k, t in tables.items(): pd.concat(t, ignore_index=True).to_parquet(out/f'{k}.parquet', index=False)
+    for k, t in tables.items(): pd.concat(t, ignore_index=True).astype(dict(prob='float32')).to_parquet(out/f'{k}.parquet', index=False, compression='zstd')
 
 
 # --- one cell, in a process of its own ---
@@ -138,6 +140,11 @@ def threshold_of(model, loader):
     z = [(fake_logit(model(x.to(next(model.parameters()).device))), y) for x, y in loader]
     z, y = (torch.cat([torch.as_tensor(b[i]).cpu() for b in z]).numpy() for i in (0, 1))
     return float(np.quantile(1/(1 + np.exp(-z[y == 0])), 1 - CALLED, method='higher')), int((y == 0).sum())
+
+
+def settings_of(c, o):
+    "What a cell says about its training; no path of a machine"
+    return asdict(c) | dict(forge=c.forge | dict(faces='a folder' if os.sep in o.faces else o.faces))
 
 
 def do_cell(cell, o):
@@ -158,7 +165,7 @@ def do_cell(cell, o):
     people = dls.crops['train'].video.nunique()
     tick()
     write_json(out/'cell.json', dict(kind=cell[0], left_out=cell[1], people=people, crowd=cell[2], seed=cell[3], date=today(), seconds=round(read_json(out/'time.json')['seconds']), threads=1, hardware=cpu(),
-               epochs=len(found.history), val_auc=[round(float(v), 4) for v in found.history.auc], threshold=threshold, threshold_from=n, settings=asdict(c) | dict(forge=c.forge | dict(faces='a folder' if os.sep in o.faces else o.faces))))
+               epochs=len(found.history), val_auc=[round(float(v), 4) for v in found.history.auc], threshold=threshold, threshold_from=n, forge=FORGE_VERSION, settings=settings_of(c, o)))
 
 
 def measure_model(which, o, facts):
@@ -169,6 +176,27 @@ def measure_model(which, o, facts):
     score(model, o, facts, out)
     threshold = model.notes.get('verdict', {}).get('high', .65)   # from here on `madd predict` says: likely fake
     write_json(out/'cell.json', dict(model=Path(which).name, threshold=threshold, date=today(), settings={k: model.notes[k] for k in ('size', 'margin')}, backbone=model.config.get('backbone', '')))
+
+
+# --- what is kept, so that a study can go on elsewhere ---
+
+def kept(o): return o.out.with_suffix('')   # a folder per cell, beside the record
+
+def copy_cell(at, to):
+    "Scores first: with its cell.json a cell counts as finished"
+    to.mkdir(parents=True, exist_ok=True)
+    for name_ in ('clips.parquet', 'asis.parquet', 'cell.json'): shutil.copy(at/name_, to/name_)
+
+
+def recall(o):
+    "Cells that were kept are finished; those of another forge or of other settings must not be mixed with new ones"
+    for at in sorted(kept(o).glob('*/cell.json')):
+        if (to := o.work/'cells'/at.parent.name).joinpath('cell.json').exists(): continue
+        c = read_json(at)
+        same = json.loads(json.dumps(settings_of(config((c['kind'], c['left_out'], c['crowd'], c['seed']), o), o)))
+        if (c['forge'], c['settings']) != (FORGE_VERSION, same):
+            raise UserError(f'{at.parent} was trained with another forge or other settings than this call has: give the same settings, or another --out.')
+        copy_cell(at.parent, to)
 
 
 # --- the record ---
@@ -210,9 +238,10 @@ def slices_of(groups):
     return list(any_[['dataset', 'compression']].drop_duplicates().itertuples(index=False, name=None))
 
 
-def left_outs(groups, kinds=('madd', 'plain')):
+def left_outs(groups):
     "kind -> {family: {seed: scores}}, of families that every kind has finished, so that the kinds can be compared"
-    left = {kind: {f: by for (k, f, _), by in groups.items() if k == kind and f} for kind in kinds}
+    left = {kind: {f: by for (k, f, _), by in groups.items() if k == kind and f} for kind in ('madd', 'plain')}
+    left = {kind: by for kind, by in left.items() if by}
     both = [f for f in FAMILIES if all(f in by for by in left.values())]
     return {kind: {f: by[f] for f in both} for kind, by in left.items()}
 
@@ -239,7 +268,7 @@ def all_gains(groups, most):
             rows.append(dict(question=question, left_out=left_out, dataset=home, compression=crf, value=g.value, lo=g.lo, hi=g.hi, trainings=g.n))
     def pairs_of(ours, control, method): return [(ours[s], control[s], method) for s in sorted(set(ours) & set(control))]
     left = left_outs(groups)
-    each = {f: pairs_of(left['madd'][f], left['plain'][f], f) for f in left['madd']}
+    each = {f: pairs_of(left['madd'][f], left['plain'][f], f) for f in left['madd']} if len(left) == 2 else {}
     for f, pairs in each.items(): add('MADD against plain', f, pairs)
     add('MADD against plain', 'mean of the families', [p for pairs in each.values() for p in pairs])
     for kind, question in (('plain', 'MADD against plain'), ('no ril', 'RIL'), ('no agda', 'AGDA')):
@@ -287,7 +316,8 @@ def excluded(o):
 def typed(o):
     "The command as anybody could type it"
     words = ['python', 'bench/generalise.py', *o.words, '--faces', 'portraits' if o.faces else '', '--jobs', str(o.jobs), '--seeds', str(o.seeds)]
-    return shlex.join([*words, *(['--only', *o.only] if o.only else []), *(['--tiny'] if o.tiny else [])])
+    more = {'--only': o.only, '--kinds': o.kinds if len(o.kinds) == 1 else [], '--out': [str(o.out)] if o.out != OUT and not o.out.is_absolute() else []}
+    return shlex.join([*words, *(w for k, v in more.items() if v for w in (k, *v)), *(['--tiny'] if o.tiny else [])])
 
 
 def record(o, facts, plan):
@@ -334,9 +364,10 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('words', nargs='*', help='other settings, such as epochs=4 forge.pairs=256'); p.add_argument('--faces', default='portraits', help="'portraits', a folder with one portrait per person, or '' for the built-in identities")
     p.add_argument('--jobs', type=int, default=2); p.add_argument('--seeds', type=int, default=2); p.add_argument('--only', nargs='*', default=[], help=f'these studies; all by default: {", ".join(STUDIES)}')
+    p.add_argument('--kinds', nargs='*', default=['madd', 'plain'], choices=['madd', 'plain'], help='detectors of the study lomo (default: both)')
     p.add_argument('--model', nargs='*', default=[], help='finished models to measure too'); p.add_argument('--tiny', action='store_true', help='a few minutes, to see that it runs')
     p.add_argument('--record', action='store_true', help='train nothing, only write the record of what is finished')
-    p.add_argument('--work', type=Path, default=Path('runs/generalise')); p.add_argument('--out', type=Path, default=Path('bench/results/generalise.json')); p.add_argument('--cell', help=argparse.SUPPRESS)
+    p.add_argument('--work', type=Path, default=Path('runs/generalise')); p.add_argument('--out', type=Path, default=OUT); p.add_argument('--cell', help=argparse.SUPPRESS)
     o = p.parse_intermixed_args()
     o.words, o.only = [w for w in [*o.words, *o.only] if '=' in w], [w for w in [*o.words, *o.only] if '=' not in w]     # --only lomo epochs=4 means what it says
     if unknown := [s for s in o.only if s not in STUDIES]: raise UserError(f'There is no study {unknown[0]!r}; choose from {", ".join(STUDIES)}.')
@@ -345,7 +376,8 @@ def main():
     if o.cell: return do_cell(tuple(json.loads(o.cell)), o)
     torch.set_num_threads(1)
     start = time.perf_counter()
-    facts, plan = prepare(o), cells(STUDIES, o.seeds, o.crowds)
+    facts, plan = prepare(o), cells(STUDIES, o.seeds, o.crowds, o.kinds)
+    recall(o)
     crops(o, facts, o.settings['size'], o.settings['forge']['margin'])
     for m in o.model: measure_model(m, o, facts)
     wanted = dict.fromkeys(c for seed in range(o.seeds) for s in (o.only or plan) for c in plan[s] if c[3] == seed)
@@ -354,7 +386,8 @@ def main():
     print(f'{len(wanted) - len(left)} of {len(wanted)} trainings are done, the test was ready after {time.perf_counter() - start:.0f} s', flush=True)
     record(o, facts, plan)
     def finished(c, left):
-        r = read_json(o.work/'cells'/name(c)/'cell.json'); record(o, facts, plan)
+        r = read_json(o.work/'cells'/name(c)/'cell.json')
+        copy_cell(o.work/'cells'/name(c), kept(o)/name(c)); record(o, facts, plan)
         mean = np.mean([read_json(d/'cell.json')['seconds'] for d in done(o).values()])
         print(f'{name(c):42s} {r["seconds"]:5d} s, best validation AUC {max(r["val_auc"]):.3f}; {left} left, about {left*mean/o.jobs/60:.0f} minutes with {o.jobs} at a time', flush=True)
     work_off(todo, o, finished)

@@ -1,5 +1,5 @@
 "Does it generalise: clips of the people asked for, tables that can be written down by hand, and a study that survives being stopped"
-import importlib.util, os, signal, subprocess, sys, time
+import importlib.util, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -171,14 +171,23 @@ def test_the_study_is_killed_and_goes_on(tmp_path):
     assert {r['dataset'] for r in record['tables']['scores']} == {'built-in', 'another crowd'} and len(record['tables']['scores']) == 2*2*6
     again = go('--only', 'people'); assert again.returncode == 0 and '1 of 1 trainings are done' in again.stdout and read_json(tmp_path/'out.json')['tables'] == record['tables']
     other = go('--only', 'people', 'epochs=2'); assert other.returncode and 'settings.epochs was 1 and is now 2' in other.stderr and 'Traceback' not in other.stderr
+    elsewhere = words[:-3] + [str(tmp_path/'another'), *words[-2:]]           # another day: nothing but the record and the folder beside it
+    ask = lambda *more: subprocess.run([*elsewhere, '--only', 'people', *more], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=500)
+    assert sorted(f.name for f in (tmp_path/'out').glob('*/*')) == ['asis.parquet', 'cell.json', 'clips.parquet']
+    refused = ask('lr=1e-4'); assert refused.returncode and 'other settings' in refused.stderr and 'Traceback' not in refused.stderr
+    shutil.rmtree(tmp_path/'another')
+    there = ask(); assert there.returncode == 0 and '1 of 1 trainings are done' in there.stdout and read_json(tmp_path/'out.json')['tables'] == record['tables'], there.stderr
 
 
 @pytest.mark.skipif(not RECORD.exists(), reason='the study has not been recorded yet')
-def test_every_number_of_the_record_lies_in_its_interval():
-    record = read_json(RECORD)
+@pytest.mark.parametrize('name', ['generalise', 'left_out'])
+def test_every_number_of_the_record_lies_in_its_interval(name):
+    path = RECORD.with_name(f'{name}.json')
+    record = read_json(path)
     assert {'date', 'command', 'hardware', 'torch', 'seeds', 'settings', 'tested_on', 'intervals', 'planned', 'finished', 'tables', 'cells'} <= set(record)
-    assert not any(w in RECORD.read_text() for w in ('/tmp', '/home/', '/work')) and '--tiny' not in record['command']
+    assert not any(w in path.read_text() for w in ('/tmp', '/home/', '/work')) and '--tiny' not in record['command']
     for table, value in (('scores', 'auc'), ('lomo_mean', 'auc'), ('gains', 'value'), ('groups', 'share'), ('models', 'auc')):
         for r in record['tables'].get(table, []):
             if r['lo'] is not None: assert r['lo'] - 1e-3 <= r[value] <= r['hi'] + 1e-3, (table, r)
+    for c in record['cells'] if name == 'left_out' else []: assert {f.name for f in (path.with_suffix('')/c['cell']).iterdir()} == {'asis.parquet', 'cell.json', 'clips.parquet'}   # the study can be continued
     assert len(record['cells']) == record['trainings'] == len({c['cell'] for c in record['cells']}) and all(c['seconds'] > 0 and c['date'] for c in record['cells'])
