@@ -73,7 +73,7 @@ def sources(o):
 def prepare(o):
     "Pictures of people nobody trained on, and what is known about them; made once"
     facts = o.work/'test'/'facts.json'
-    want = json.loads(json.dumps(dict(faces=bool(o.faces), test=o.test, settings=o.settings)))
+    want = json.loads(json.dumps(dict(faces=bool(o.faces), test=o.test, settings=o.settings, forge=FORGE_VERSION)))
     if facts.exists():
         old = read_json(facts)
         flat = lambda d: {(k, *kk): v for k, x in d.items() for kk, v in (flat(x).items() if isinstance(x, dict) else [((), x)])}
@@ -185,18 +185,19 @@ def kept(o): return o.out.with_suffix('')   # a folder per cell, beside the reco
 def copy_cell(at, to):
     "Scores first: with its cell.json a cell counts as finished"
     to.mkdir(parents=True, exist_ok=True)
-    for name_ in ('clips.parquet', 'asis.parquet', 'cell.json'): shutil.copy(at/name_, to/name_)
+    for scores in ('clips.parquet', 'asis.parquet'): shutil.copy(at/scores, to/scores)
+    write_json(to/'cell.json', read_json(at/'cell.json'))
 
 
-def recall(o):
-    "Cells that were kept are finished; those of another forge or of other settings must not be mixed with new ones"
-    for at in sorted(kept(o).glob('*/cell.json')):
-        if (to := o.work/'cells'/at.parent.name).joinpath('cell.json').exists(): continue
-        c = read_json(at)
+def recalled(o):
+    "Folders of kept cells that --work lacks; cells of another forge or of other settings must not be mixed with new ones"
+    lacking = [f.parent for f in sorted(kept(o).glob('*/cell.json')) if not (o.work/'cells'/f.parent.name/'cell.json').exists()]
+    for at in lacking:
+        c = read_json(at/'cell.json')
         same = json.loads(json.dumps(settings_of(config((c['kind'], c['left_out'], c['crowd'], c['seed']), o), o)))
-        if (c['forge'], c['settings']) != (FORGE_VERSION, same):
-            raise UserError(f'{at.parent} was trained with another forge or other settings than this call has: give the same settings, or another --out.')
-        copy_cell(at.parent, to)
+        if (c.get('forge'), c['settings']) != (FORGE_VERSION, same):
+            raise UserError(f'{at} was trained with another forge or other settings than this call has: give the same settings, or another --out.')
+    return lacking
 
 
 # --- the record ---
@@ -325,6 +326,8 @@ def record(o, facts, plan):
     ready = done(o)
     if o.out.exists() and (lost := {c['cell'] for c in read_json(o.out).get('cells', [])} - set(ready)):
         raise UserError(f'{o.out} holds {len(lost)} trainings that {o.work} does not know: give their --work, or another --out.')
+    for n, d in ready.items():      # also those that finished when nobody was there to keep them
+        if not (kept(o)/n/'cell.json').exists(): copy_cell(d, kept(o)/n)
     homes = list(facts['people'])
     rows = [dict(cell=n) | {k: v for k, v in read_json(d/'cell.json').items() if k != 'settings'} for n, d in ready.items()]
     count = {k: len({v for v in facts['people'][k]}) for k in homes}
@@ -376,8 +379,9 @@ def main():
     if o.cell: return do_cell(tuple(json.loads(o.cell)), o)
     torch.set_num_threads(1)
     start = time.perf_counter()
+    back = recalled(o)      # before anything is made
     facts, plan = prepare(o), cells(STUDIES, o.seeds, o.crowds, o.kinds)
-    recall(o)
+    for at in back: copy_cell(at, o.work/'cells'/at.name)
     crops(o, facts, o.settings['size'], o.settings['forge']['margin'])
     for m in o.model: measure_model(m, o, facts)
     wanted = dict.fromkeys(c for seed in range(o.seeds) for s in (o.only or plan) for c in plan[s] if c[3] == seed)
@@ -386,8 +390,7 @@ def main():
     print(f'{len(wanted) - len(left)} of {len(wanted)} trainings are done, the test was ready after {time.perf_counter() - start:.0f} s', flush=True)
     record(o, facts, plan)
     def finished(c, left):
-        r = read_json(o.work/'cells'/name(c)/'cell.json')
-        copy_cell(o.work/'cells'/name(c), kept(o)/name(c)); record(o, facts, plan)
+        r = read_json(o.work/'cells'/name(c)/'cell.json'); record(o, facts, plan)
         mean = np.mean([read_json(d/'cell.json')['seconds'] for d in done(o).values()])
         print(f'{name(c):42s} {r["seconds"]:5d} s, best validation AUC {max(r["val_auc"]):.3f}; {left} left, about {left*mean/o.jobs/60:.0f} minutes with {o.jobs} at a time', flush=True)
     work_off(todo, o, finished)

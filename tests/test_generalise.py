@@ -175,7 +175,9 @@ def test_the_study_is_killed_and_goes_on(tmp_path):
     ask = lambda *more: subprocess.run([*elsewhere, '--only', 'people', *more], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=500)
     assert sorted(f.name for f in (tmp_path/'out').glob('*/*')) == ['asis.parquet', 'cell.json', 'clips.parquet']
     refused = ask('lr=1e-4'); assert refused.returncode and 'other settings' in refused.stderr and 'Traceback' not in refused.stderr
-    shutil.rmtree(tmp_path/'another')
+    assert not (tmp_path/'another').exists()                                 # refused before anything was made
+    shutil.rmtree(tmp_path/'out')                                            # a cell that finished when nobody was there to keep it is kept by the next call
+    assert go('--only', 'people').returncode == 0 and len(list((tmp_path/'out').glob('*/cell.json'))) == 1
     there = ask(); assert there.returncode == 0 and '1 of 1 trainings are done' in there.stdout and read_json(tmp_path/'out.json')['tables'] == record['tables'], there.stderr
 
 
