@@ -90,7 +90,7 @@ def save_settings(
     return checked
 
 # %% ../nbs/14_predict.ipynb #1d701d31
-VERDICT_FORMAT = 2   # raised when a field of `Verdict` changes its meaning
+VERDICT_FORMAT = 3   # raised when a field of `Verdict` changes its meaning
 FLAGS = {            # what may be wrong, one sentence each for users
     'small': 'The face has few pixels: most of what the network saw was invented by enlarging it.',
     'blurred': 'The face is out of focus or moving: fine traces of a forgery would be gone.',
@@ -137,7 +137,7 @@ class Verdict:
     path:str                      # The file
     kind:str=''                   # 'picture', 'clip', or '' when it cannot be read
     verdict:str='no verdict'      # One of `VERDICTS`
-    probability:float|None=None   # Of fake: of the person most like a fake, as `who_counts`
+    probability:float|None=None   # Of fake: the highest among those who count (`who_counts`)
     reason:str=''                 # Why there is no verdict
     notes:list[str]=field(default_factory=list) # Sentences: what to know about this verdict
     flags:list[str]=field(default_factory=list) # Of the file, names from `FLAGS`
@@ -402,7 +402,8 @@ def who_counts(
     judged, # `Person`s with a probability
 ) -> list: # Some of them, at least one
     "Whose number may stand for the file: seen a quarter as often as the one seen most, and not held at uncertain, if there are such people"
-    often = [p for p in judged if 4*p.frames >= max(q.frames for q in judged)]
+    most = max((p.frames for p in judged), default=0)
+    often = [p for p in judged if 4*p.frames >= most]
     return [p for p in often if not p.reason] or often
 
 # %% ../nbs/14_predict.ipynb #f5e5836c

@@ -302,7 +302,7 @@ def test_json_round_trip_and_later_fields():
     again = Verdict.from_json(v.to_json())
     assert again == v and isinstance(again.frames[0], FrameLook) and isinstance(again.frames[0].faces[0], FaceLook) and isinstance(again.people[0], Person)
     d = json.loads(v.to_json()) | dict(colour='blue'); d['people'][0]['mood'] = 'good'
-    assert Verdict.from_dict(d) == v and v.format == VERDICT_FORMAT == 2 and v.verdict in VERDICTS
+    assert Verdict.from_dict(d) == v and v.format == VERDICT_FORMAT == 3 and v.verdict in VERDICTS
     with pytest.raises(UserError, match='format 1'): Verdict.from_dict({k: x for k, x in d.items() if k != 'format'})
 
 
