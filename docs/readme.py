@@ -23,7 +23,7 @@ def readme():
         new = f'index_{i}{Path(name).suffix}'
         text, pictures[new] = text.replace(name, f'docs/images/{new}'), data
     text = re.sub(r'\n *\n!\[png\](.*)\n *\n', r'\n\n![figure]\1\n\n', text)
-    text = text.replace('](../docs/', '](docs/')
+    text = re.sub(r'\]\((\w+\.ipynb)', r'](nbs/\1', text).replace('](../', '](')   # links as they lead from here
     text = re.sub(r'```python\s*```\n', '', text)   # cells of which only the output is shown
     while '\n\n\n' in text: text = text.replace('\n\n\n', '\n\n')
     return NOTE + text.strip() + '\n', pictures

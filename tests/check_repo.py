@@ -1,5 +1,5 @@
-"""Promises about the repository, checked: notebooks are clean and show no path of a machine, the library is what they export, an exported cell can be read at one glance, the README and the line under each title are current."""
-import ast, json, subprocess, sys
+"""Promises about the repository, checked: notebooks are clean and show no path of a machine, the library is what they export, an exported cell can be read at one glance, links lead somewhere, the README and the line under each title are current."""
+import ast, json, re, subprocess, sys
 from pathlib import Path
 import nbformat
 
@@ -32,6 +32,16 @@ def machine_paths():
     return [p.name for p in sorted(ROOT.glob('nbs/*.ipynb')) if any(s in (text := outputs(p)) for s in ('site-packages', str(ROOT) + '/', str(Path.home()) + '/'))]
 
 
+LINK = re.compile(r'\]\(([^)\s#:]+)(?:#[^)]*)?\)')   # to a file, not to an address
+
+def broken_links():
+    "Relative links of notebooks, README and model cards that lead nowhere"
+    for p in [*sorted(ROOT.glob('nbs/*.ipynb')), ROOT/'README.md', *ROOT.glob('madd/weights/*/README.md')]:
+        cells = nbformat.read(p, 4).cells if p.suffix == '.ipynb' else []
+        texts = [p.read_text(encoding='utf-8')] if not cells else [c.source for c in cells if c.cell_type == 'markdown'] + [o.data['text/markdown'] for c in cells for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})]
+        yield from (f'{p.name}: {link}' for t in texts for link in LINK.findall(t) if not (p.parent/link).exists())
+
+
 def exported_cells():
     "Every exported cell as (notebook, its first function or class, lines that are not empty)"
     for p in sorted(ROOT.glob('nbs/*.ipynb')):
@@ -60,6 +70,7 @@ def main():
         print(f'{name}: ' + (f'changed {", ".join(changed)}: run it and commit the result' if changed else 'changes nothing'))
     if found := long_cells(exported_cells()): failed = True; print(f'exported cells of more than {GLANCE} lines (or {LONGEST}, where LONG names them): {", ".join(found)}')
     if found := machine_paths(): failed = True; print(f'paths of a machine in the outputs of {", ".join(found)}: run them again without')
+    if found := list(broken_links()): failed = True; print(f'links that lead nowhere: {", ".join(found)}')
     sys.exit(1 if failed else 0)
 
 

@@ -59,7 +59,6 @@ def stage_notebook(path, folder):
         d = directives(c)
         if d & {'hide', 'default_exp'} or any(o.startswith('default_exp') for o in d) or 'nbdev_export(' in c.source: continue
         if c.cell_type == 'markdown':
-            c.source = re.sub(r'\]\(nbs/', '](', c.source)
             c.source = c.source.replace('](../docs/images/', '](images/' if path.stem == 'index' else '](../images/')
             c.source = re.sub(r'\]\(\.\./(?!images/)', f'](https://github.com/{REPO}/blob/{BRANCH}/', c.source)    # files that are no pages
             if not titled and c.source.startswith('# '):
@@ -68,7 +67,7 @@ def stage_notebook(path, folder):
         else:
             if 'export' in d and (marks := anchors(c, module)): cells.append(nbformat.v4.new_markdown_cell(marks, id=f'a-{c.id}'))
             for o in c.get('outputs', []):                # tables of links are finished Markdown: Sphinx does not look into them
-                if 'text/markdown' in o.get('data', {}): o.data['text/markdown'] = re.sub(r'\]\(((?:nbs/)?\w+)\.ipynb', r'](\1.html', ''.join(o.data['text/markdown']))
+                if 'text/markdown' in o.get('data', {}): o.data['text/markdown'] = re.sub(r'\]\((\w+)\.ipynb', r'](\1.html', ''.join(o.data['text/markdown']))
             c.metadata['tags'] = ['remove-input'] if 'echo:false' in d else []
             c.source = '\n'.join(line for line in c.source.splitlines() if not line.startswith('#|'))
         cells.append(c)
@@ -153,6 +152,8 @@ def stage(folder):
     (folder/'nbs'/'index.ipynb').unlink()
     for c in front.cells:
         if c.cell_type == 'markdown': c.source = re.sub(r'\]\((\d\w*\.ipynb)', r'](nbs/\1', c.source).replace('](../api/', '](api/')
+        for o in c.get('outputs', []):
+            if 'text/markdown' in o.get('data', {}): o.data['text/markdown'] = re.sub(r'\]\((\d\w*\.html)', r'](nbs/\1', o.data['text/markdown'])
     loose = [f'nbs/{s}' for s in modules if not s[0].isdigit() and s != 'index']      # pages without a place in the order
     tocs = [toc(caption, between(*span)) for caption, span in ROOMS.items()] + [toc('Play', loose)]*bool(loose) + [toc('API', [f'api/{m}' for m in modules.values() if m])]
     front.cells.append(nbformat.v4.new_markdown_cell('\n'.join(tocs), id='toc'))
