@@ -24,7 +24,7 @@ from madd.model import load, model_folder
 from madd.neural import NEURAL, drawing_loss, load_swap, neural_clips, save_swap, squares, train_swap
 from madd.sources import AstronautFaces, face_source
 
-PEOPLE, CRFS = (40, 60, 40), (23, 40)   # who validates, who is kept for the end, built-in identities; of the clips: as in bench/weights.py
+PEOPLE, CRFS = (40, 60, 40), [23, 40]   # who validates, who is kept for the end, built-in identities; of the clips: as in bench/weights.py
 
 
 class Both:
@@ -80,7 +80,9 @@ def main():
     p.add_argument('--faces', default='portraits', help="'portraits' (fetched by `madd portraits`), or a folder with the same files")
     p.add_argument('--model', nargs='*', default=['madd-lite'], help='finished models, by folder or name; name=folder gives a row another name')
     p.add_argument('--people', type=int, nargs=3, default=PEOPLE, metavar=('VAL', 'TEST', 'STRANGERS'), help='as the detectors were trained: people who validated, people kept for the end; and built-in identities (default: %(default)s)')
+    p.add_argument('--crfs', type=int, nargs='+', default=CRFS, help='compressions (default: %(default)s)')
     p.add_argument('--frames', type=int, default=4, help='of every clip (default: %(default)s)')
+    p.add_argument('--jobs', type=int, help='processes that forge (default: one per core)')
     p.add_argument('--steps', type=int, default=3000); p.add_argument('--side', type=int, default=80); p.add_argument('--seed', type=int, default=0)
     p.add_argument('--bf16', action='store_true', help='half precision where it is safe: faster on processors with AMX')
     p.add_argument('--work', type=Path, default=Path('runs/neural')); p.add_argument('--out', type=Path, default=Path('bench/results/neural.json'))
@@ -93,12 +95,12 @@ def main():
     scores, about = {}, {}
     for what, (source, names) in tested.items():
         work = o.work/what.replace(' ', '_')
-        root = forge_set(work/'data', Only(source, names), len(names), o.frames, 0, crfs=CRFS)
+        root = forge_set(work/'data', Only(source, names), len(names), o.frames, 0, crfs=tuple(o.crfs), workers=o.jobs)
         neural_clips(root, Only(source, names), net, number)
         for spec in o.model:
             name, _, where = spec.rpartition('=')
             model = load(where); name = name or Path(where).name
-            crops, at = test_clips(names, source, work, model.notes['size'], model.notes['margin'], o.frames, CRFS)
+            crops, at = test_clips(names, source, work, model.notes['size'], model.notes['margin'], o.frames, tuple(o.crfs))
             found = score_crops(model, crops, at)
             scores.setdefault(name, []).append(found.assign(dataset=what, video=what + '/' + found.video, target=what + '/' + found.target))
             about[name] = fingerprint(model_folder(where))
