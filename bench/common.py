@@ -14,3 +14,17 @@ def command():
 
 
 def today(): return datetime.date.today().isoformat()
+
+
+def apart(scores, what):
+    "Scores of one source among several: each numbers its people from 0, so their keys get its name"
+    return scores.assign(dataset=what, video=what + '/' + scores.video, target=what + '/' + scores.target)
+
+
+def sized(which):
+    "A finished model, by folder or name, that says for which crops it was trained"
+    from madd.core import UserError
+    from madd.model import load
+    model = load(which)
+    if not {'size', 'margin'} <= set(model.notes): raise UserError(f'{which} does not say for which size and margin it was trained.')
+    return model

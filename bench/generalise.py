@@ -21,7 +21,7 @@ TINY = dict(settings=dict(size=64, epochs=1, batch_size=8, save_seconds=2., forg
 if __name__ == '__main__': os.environ.setdefault('OMP_NUM_THREADS', '1')
 import numpy as np, pandas as pd, timm, torch
 
-from common import cpu, today
+from common import cpu, sized, today
 from madd.core import UserError, read_json, reuse_memory, write_json
 from madd.endless import FAMILIES, FORGE_VERSION, Pool, endless_loaders, forge_config, split_people
 from madd.evaluate import UNITS, fake_logit, score_crops
@@ -171,8 +171,7 @@ def do_cell(cell, o):
 def measure_model(which, o, facts):
     "A finished model on the same test"
     out = o.work/'models'/Path(which).name; out.mkdir(parents=True, exist_ok=True)
-    model = load(which)
-    if not {'size', 'margin'} <= set(model.notes): raise UserError(f'{which} does not say for which size and margin it was trained.')
+    model = sized(which)
     score(model, o, facts, out)
     threshold = model.notes.get('verdict', {}).get('high', .65)   # from here on `madd predict` says: likely fake
     write_json(out/'cell.json', dict(model=Path(which).name, threshold=threshold, date=today(), settings={k: model.notes[k] for k in ('size', 'margin')}, backbone=model.config.get('backbone', '')))

@@ -4,44 +4,40 @@
     python bench/neural.py --model runs/mine plain=runs/plain   ... or models of your own
 
 The examiner is a network that draws faces (`madd.neural`); no detector of this library is trained on what it draws. It does see the people the detectors are tested on,
-as every face swap has seen its victims; the detectors do not. A stopped run goes on with the same command; the network and its clips stay in --work and are never shipped."""
+as every face swap has seen its victims; the detectors do not. With the same command a finished network and finished clips are kept (a training that was stopped starts anew); all of it stays in --work and is never shipped."""
 import argparse, sys, time
 from pathlib import Path
 
 import cv2, numpy as np, pandas as pd, torch
+from torch.utils.data import ConcatDataset
 
-from common import command, cpu, today
+from common import apart, command, cpu, sized, today
 from madd.core import UserError, label_forged, read_json, reuse_memory, write_json
 from madd.endless import Pool, split_people
 from madd.evaluate import metrics_table, score_crops
 from madd.export import fingerprint
-from madd.faces import FaceDetector
-from madd.forge import portrait
-from madd.forge_set import forge_set
+from madd.forge_set import clip_path, forge_set
 from madd.generalise import Only, test_clips
 from madd.media import read_frames, save_image
-from madd.model import load, model_folder
+from madd.model import model_folder
 from madd.neural import NEURAL, drawing_loss, load_swap, neural_clips, save_swap, squares, train_swap
 from madd.sources import AstronautFaces, face_source
 
 PEOPLE, CRFS = (40, 60, 40), [23, 40]   # who validates, who is kept for the end, built-in identities; of the clips: as in bench/weights.py
-
-
-class Both:
-    "Two sources as one"
-    def __init__(self, *sources): self.at = [(s, i) for s in sources for i in range(len(s))]
-    def __len__(self): return len(self.at)
-    def __getitem__(self, i): s, k = self.at[i]; return s[k]
+STRANGERS = 'forge of built-in identities'
 
 
 def examiner(o, faces):
     "The network, trained once, and what is known about its training"
-    folder = o.work/'swap'
-    if not (folder/'training.json').exists():
+    folder, asked = o.work/'swap', dict(side=o.side, steps=o.steps, seed=o.seed)
+    if (folder/'training.json').exists():
+        known = read_json(folder/'training.json')
+        if differ := [f'{k} was {known[k]} and is now {v}' for k, v in asked.items() if known[k] != v]: raise UserError(f'{o.work} holds an examiner of other settings ({"; ".join(differ)}): choose another --work.')
+    else:
         pool = Pool(faces)
         x, start = squares(pool.portraits, 6, o.side), time.perf_counter()
         net, losses = train_swap(x, o.steps, seed=o.seed, bf16=o.bf16)
-        facts = dict(people=len(x), side=o.side, steps=o.steps, seed=o.seed, bf16=o.bf16, minutes=round((time.perf_counter() - start)/60, 1), numbers=sum(p.numel() for p in net.parameters()), loss=float(losses[-100:].mean()))
+        facts = asked | dict(people=len(x), bf16=o.bf16, minutes=round((time.perf_counter() - start)/60, 1), numbers=sum(p.numel() for p in net.parameters()), loss=float(losses[-100:].mean()))
         save_swap(net, pool.names, folder)
         write_json(folder/'training.json', facts | quality(net, x[:, 0].float()/255))
     return *load_swap(folder), read_json(folder/'training.json')
@@ -61,17 +57,14 @@ def quality(net, frames):
 def sets(o, portraits):
     "name -> (source, people nobody trains on)"
     names, strangers = [portraits[i][0] for i in range(len(portraits))], AstronautFaces(o.people[2], seed=1)
-    return {'forge of portraits': (portraits, split_people(names, 0, *o.people[:2])['test']), 'forge of built-in identities': (strangers, [strangers[i][0] for i in range(len(strangers))])}
+    return {'forge of portraits': (portraits, split_people(names, 0, *o.people[:2])['test']), STRANGERS: (strangers, [strangers[i][0] for i in range(len(strangers))])}
 
 
-def picture(root, to, n=8):
-    "Frames of real clips and of what the network made of them, labelled; only people who do not exist are shown"
-    first = lambda path: next(iter(read_frames(path, [0])))[-1]
-    fakes = sorted((root/'manipulated_sequences'/'NeuralSwap'/'c23'/'videos').glob('*.mp4'))
-    rows = []
-    for f in fakes[::max(1, len(fakes)//n)][:n]:
-        real = root/'original_sequences'/'youtube'/'c23'/'videos'/f'{f.stem.split("_")[0]}.mp4'
-        rows.append(np.vstack([first(real), *(label_forged(first(Path(str(f).replace('NeuralSwap', m)))) for m in NEURAL)]))
+def picture(root, kind, to, n=8):
+    "First frames of real clips and of what the network made of them, labelled"
+    first = lambda method, name: next(iter(read_frames(root/clip_path(method, kind, name), [0])))[-1]
+    names = sorted(f.stem for f in (root/clip_path('NeuralSwap', kind, '')).parent.glob('*_*.mp4'))
+    rows = [np.vstack([first('original', name[:3]), *(label_forged(first(m, name)) for m in NEURAL)]) for name in names[::max(1, len(names)//n)][:n]]
     save_image(to, cv2.resize(np.hstack(rows), None, fx=.6, fy=.6, interpolation=cv2.INTER_AREA), quality=85)
 
 
@@ -91,24 +84,22 @@ def main():
     reuse_memory()
     portraits = face_source(o.faces)
     tested = sets(o, portraits)
-    net, number, facts = examiner(o, Both(portraits, tested['forge of built-in identities'][0]))
-    scores, about = {}, {}
+    models = {name or Path(where).name: where for name, _, where in (spec.rpartition('=') for spec in o.model)}
+    if len(models) < len(o.model): raise UserError('Two models have the same name: give them as name=folder.')
+    nets = {name: sized(where) for name, where in models.items()}      # before anything long
+    net, number, facts = examiner(o, ConcatDataset([portraits, tested[STRANGERS][0]]))
+    scores = {name: [] for name in nets}
     for what, (source, names) in tested.items():
-        work = o.work/what.replace(' ', '_')
-        root = forge_set(work/'data', Only(source, names), len(names), o.frames, 0, crfs=tuple(o.crfs), workers=o.jobs)
-        neural_clips(root, Only(source, names), net, number)
-        for spec in o.model:
-            name, _, where = spec.rpartition('=')
-            model = load(where); name = name or Path(where).name
+        work, few = o.work/what.replace(' ', '_'), Only(source, names)
+        neural_clips(forge_set(work/'data', few, len(names), o.frames, 0, crfs=tuple(o.crfs), workers=o.jobs), few, net, number)
+        for name, model in nets.items():
             crops, at = test_clips(names, source, work, model.notes['size'], model.notes['margin'], o.frames, tuple(o.crfs))
-            found = score_crops(model, crops, at)
-            scores.setdefault(name, []).append(found.assign(dataset=what, video=what + '/' + found.video, target=what + '/' + found.target))
-            about[name] = fingerprint(model_folder(where))
+            scores[name].append(apart(score_crops(model, crops, at), what))
     table = metrics_table({k: pd.concat(v, ignore_index=True) for k, v in scores.items()}, by='target')
     rows = table[table.method != 'all'][['model', 'level', 'dataset', 'compression', 'method', 'auc', 'lo', 'hi', 'videos']]
-    write_json(o.out, dict(date=today(), command=command(), hardware=cpu(), threads=torch.get_num_threads(), examiner=facts, frames=o.frames, people={k: len(n) for k, (_, n) in tested.items()}, models=about,
+    write_json(o.out, dict(date=today(), command=command(), hardware=cpu(), threads=torch.get_num_threads(), examiner=facts, frames=o.frames, people={k: len(n) for k, (_, n) in tested.items()}, models={k: fingerprint(model_folder(v)) for k, v in models.items()},
                data='clips of people no detector was trained on; AUC intervals are over people; the other five methods are the ones the detectors know', rows=[{k: round(v, 4) if isinstance(v, float) else v for k, v in r.items()} for r in rows.to_dict('records')]))
-    if o.picture: picture(root, o.picture)
+    if o.picture: picture(o.work/STRANGERS.replace(' ', '_')/'data', f'c{min(o.crfs)}', o.picture)   # only people who do not exist are shown
     print(rows[rows.method.isin(list(NEURAL))].round(3).to_string(index=False))
 
 

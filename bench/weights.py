@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 
-from common import command, cpu, today
+from common import apart, command, cpu, today
 from madd.calibrate import calibration_of, set_calibration
 from madd.card import write_card
 from madd.core import REAL, UserError, normalise, progress, read_json
@@ -68,8 +68,7 @@ def measured(nets, people, source, strangers, work):
     out = {name: [] for name in nets}
     for what, (names, faces) in sets.items():
         crops, root = clips(names, faces, work/what.replace(' ', '_'), next(iter(nets.values())))
-        apart = dict(dataset=what, video=lambda d: what + '/' + d.video, target=lambda d: what + '/' + d.target)   # both sources number their people from 0
-        for name, net in nets.items(): out[name].append(score_crops(net, crops, root).assign(**apart))
+        for name, net in nets.items(): out[name].append(apart(score_crops(net, crops, root), what))
     return {name: pd.concat(tables, ignore_index=True) for name, tables in out.items()}
 
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MASK_CRF', 'FPS', 'NOTE', 'FULL', 'clip_path', 'clips_of_pair', 'clip_seed', 'look_at', 'pair_up', 'split_pairs',
-           'write_clip', 'is_done', 'forge_pair', 'crew', 'plan', 'forge_set']
+           'missing_kinds', 'write_kinds', 'write_clip', 'is_done', 'real_clip', 'forge_pair', 'crew', 'plan',
+           'forge_set']
 
 # %% ../nbs/02a_forge_set.ipynb #bd82cfeb
 import errno, os
@@ -97,24 +98,38 @@ def split_pairs(
 # %% ../nbs/02a_forge_set.ipynb #6cf6aeac
 MASK_CRF, FPS = 10, 25
 
+def missing_kinds(
+    root:Path,             # Root of the set
+    method:str, name:str, kinds:list, # As `clips_of_pair` gives them
+) -> list: # Some of the kinds
+    "What a clip still lacks on disk"
+    return [k for k in kinds if not (root/clip_path(method, k, name)).exists()]
+
+def write_kinds(
+    root:Path, method:str, name:str, kinds:list, # As `missing_kinds`
+    frames, # (H, W, 3) bytes each
+    masks,  # (H, W) in [0, 1] each; none of a real clip
+):
+    "One clip at every compression, with its masks"
+    for kind in kinds:
+        content, crf = ([np.rint(m * 255).astype(np.uint8) for m in masks], MASK_CRF) if kind == 'masks' else (frames, int(kind[1:]))
+        write_video(root/clip_path(method, kind, name), content, fps=FPS, crf=crf)
+
+# %% ../nbs/02a_forge_set.ipynb #8530468a
 def write_clip(
     root:Path,      # Root of the set
     method:str, name:str, kinds:list, # As `clips_of_pair` gives them
     reals:dict,     # {identity: list of Portraits}: the animated real clips
     seed:int,       # Of the whole set
 ):
-    "Forge one clip and write it at every compression, with its masks; files that exist are kept"
-    missing = [k for k in kinds if not (root/clip_path(method, k, name)).exists()]
+    "Forge one clip and write what is missing of it"
+    missing = missing_kinds(root, method, name, kinds)
     if not missing: return
     target, _, source = name.partition('_')
-    frames, masks = [p.image for p in reals[target]], []
-    if method != 'original':
-        times, drawn = np.linspace(0, 1, len(frames)), clip_seed(seed, method, name)
-        made = [forge_face(method, p, q, drawn, t) for p, q, t in zip(reals[target], reals[source], times)]
-        frames, masks = [f.image for f in made], [np.rint(f.mask * 255).astype(np.uint8) for f in made]
-    for kind in missing:
-        content, crf = (masks, MASK_CRF) if kind == 'masks' else (frames, int(kind[1:]))
-        write_video(root/clip_path(method, kind, name), content, fps=FPS, crf=crf)
+    if method == 'original': return write_kinds(root, method, name, missing, [p.image for p in reals[target]], [])
+    times, drawn = np.linspace(0, 1, len(reals[target])), clip_seed(seed, method, name)
+    made = [forge_face(method, p, q, drawn, t) for p, q, t in zip(reals[target], reals[source], times)]
+    write_kinds(root, method, name, missing, [f.image for f in made], [f.mask for f in made])
 
 # %% ../nbs/02a_forge_set.ipynb #d251d85e
 def is_done(
@@ -123,21 +138,28 @@ def is_done(
     crfs:list,       # Compressions
 ) -> bool:
     "Is every clip of this pair on disk?"
-    return all((root/clip_path(m, k, n)).exists() for m, n, kinds in clips_of_pair(a, b, crfs) for k in kinds)
+    return not any(missing_kinds(root, *clip) for clip in clips_of_pair(a, b, crfs))
 
 # %% ../nbs/02a_forge_set.ipynb #36c06102
+def real_clip(
+    source,          # The faces
+    identity:str, where:int, name:str, # Who, at which position, called what
+    settings:dict,   # As stored in forge.json
+    detector,        # A `FaceDetector`
+) -> list: # Portraits, one per frame
+    "The animated real clip of one identity, always the same"
+    found, rgb = source[where]
+    if found != name: raise UserError(f'The faces changed: number {where} was {name} and is now {found}; forge into a new folder.')
+    return animate(portrait(rgb, settings['size'], detector), settings['frames'], clip_seed(settings['seed'], 'original', identity))
+
 def forge_pair(
     root:Path, source, # Root of the set; the faces
     pair:tuple,        # ((identity, position in source, name), twice)
     settings:dict,     # As stored in forge.json
 ) -> int: # Clips of this pair
     "Make all clips of two identities"
-    clips, detector, reals = clips_of_pair(pair[0][0], pair[1][0], settings['crfs']), FaceDetector(), {}
-    for identity, where, name in pair:
-        found, rgb = source[where]
-        if found != name: raise UserError(f'The faces changed: number {where} was {name} and is now {found}; forge into a new folder.')
-        face = portrait(rgb, settings['size'], detector)
-        reals[identity] = animate(face, settings['frames'], clip_seed(settings['seed'], 'original', identity))
+    clips, detector = clips_of_pair(pair[0][0], pair[1][0], settings['crfs']), FaceDetector()
+    reals = {who[0]: real_clip(source, *who, settings, detector) for who in pair}
     for method, name, kinds in clips: write_clip(root, method, name, kinds, reals, settings['seed'])
     return len(clips)
 

@@ -20,9 +20,8 @@ from torch import nn
 # %% ../nbs/02c_neural.ipynb #9c0f4b32
 from .core import UserError, atomic_path, progress, read_json, reuse_memory, write_json
 from .faces import FaceDetector
-from .forge import animate, composite, face_mask, into_square, match_colour, match_light, out_of_square, portrait
-from .forge_set import FPS, MASK_CRF, clip_path, clip_seed
-from .media import write_video
+from .forge import animate, composite, face_mask, into_square, match_colour, match_light, out_of_square
+from .forge_set import clip_seed, missing_kinds, real_clip, write_kinds
 
 # %% ../nbs/02c_neural.ipynb #d649e343
 SPAN = 2.5   # what the square covers, eye distances: the face, no hair
@@ -200,14 +199,12 @@ def neural_clips(
     lost = [v['name'] for v in who.values() if v['name'] not in number]
     if lost: raise UserError(f'The network cannot draw {len(lost)} of {len(who)} people, the first is {lost[0]!r}: train it on these faces too.')
     ids, made, detector = list(who), 0, FaceDetector()
-    both = [p for i in range(0, len(ids), 2) for p in (ids[i:i + 2], ids[i:i + 2][::-1])]
-    for a, b, method in progress([(*p, m) for p in both for m in NEURAL], desc='clips'):
-        missing = [k for k in ('masks', *(f'c{crf}' for crf in s['crfs'])) if not (root/clip_path(method, k, f'{a}_{b}')).exists()]
+    for a, b in progress([p for i in range(0, len(ids), 2) for p in (ids[i:i + 2], ids[i:i + 2][::-1])], desc='swaps'):
+        missing = {m: k for m in NEURAL if (k := missing_kinds(root, m, f'{a}_{b}', ['masks', *(f'c{crf}' for crf in s['crfs'])]))}
         if not missing: continue
-        frames = animate(portrait(source[who[a]['position']][1], s['size'], detector), s['frames'], clip_seed(s['seed'], 'original', a))
-        forged = neural_swap(net, frames, number[who[b]['name']], np.random.default_rng(clip_seed(s['seed'], 'neural', a, b)), NEURAL[method])
-        for k in missing:
-            content, crf = ([np.rint(255*f.mask).astype(np.uint8) for f in forged], MASK_CRF) if k == 'masks' else ([f.image for f in forged], int(k[1:]))
-            write_video(root/clip_path(method, k, f'{a}_{b}'), content, fps=FPS, crf=crf)
-        made += 1
+        frames, seed = real_clip(source, a, who[a]['position'], who[a]['name'], s, detector), clip_seed(s['seed'], 'neural', a, b)
+        for method, kinds in missing.items():
+            forged = neural_swap(net, frames, number[who[b]['name']], np.random.default_rng(seed), NEURAL[method])
+            write_kinds(root, method, f'{a}_{b}', kinds, [f.image for f in forged], [f.mask for f in forged])
+        made += len(missing)
     return made
