@@ -1,5 +1,5 @@
 "Extraction of a whole folder: killed and resumed, with bad files among good ones, with one worker or two, with many faces"
-import itertools, multiprocessing, os, signal, subprocess, sys, threading, time, tracemalloc
+import itertools, os, signal, subprocess, sys, threading, time, tracemalloc
 from pathlib import Path
 
 import av
@@ -113,6 +113,12 @@ def test_killed_again_and_again(root, undisturbed, tmp_path):
     assert (out/'manifest.parquet').read_bytes() == (ref/'manifest.parquet').read_bytes()
 
 
+def workers():
+    "The processes that read clips: children of the server that forks them, so two generations below us. Not `active_children`, which would take their exit codes from whoever waits for them"
+    try: return [w for server in psutil.Process().children() for w in server.children()]
+    except psutil.NoSuchProcess: return []
+
+
 class Hunter(threading.Thread):
     "Sends a signal to the worker that has started on clip 3: once, or whenever there is a new worker"
     def __init__(self, out, sig, always):
@@ -121,7 +127,7 @@ class Hunter(threading.Thread):
     def run(self):
         clip, part = self.out/'crops/toy/Oval/c23/003', self.out/'parts/toy/Oval/c23/003.json'
         while not self.over:
-            for p in multiprocessing.active_children():
+            for p in workers():
                 if clip.is_dir() and any(clip.iterdir()) and not part.exists() and p.pid not in self.hit and (self.always or not self.hit):
                     os.kill(p.pid, self.sig); self.hit.add(p.pid)
             time.sleep(.001)

@@ -153,9 +153,21 @@ def test_every_cell_is_a_configuration(bench):
         assert (run.model == 'PlainDetector') == (c[0] == 'plain') and (run.ril, run.agda) == (c[0] != 'no ril', c[0] != 'no agda')
 
 
-def test_the_study_is_killed_and_goes_on(tmp_path):
-    words = [sys.executable, 'bench/generalise.py', '--faces', '', '--tiny', '--jobs', '1', '--seeds', '1', '--work', str(tmp_path/'work'), '--out', str(tmp_path/'out.json')]
-    p = subprocess.Popen([*words, '--only', 'people'], cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+@pytest.fixture
+def call(bench, monkeypatch, capsys):
+    "A call of the study without a process of its own: what it printed, and the sentence it ended with"
+    def one(*words):
+        monkeypatch.chdir(ROOT); monkeypatch.setenv('TQDM_DISABLE', '1')
+        monkeypatch.setattr(sys, 'argv', ['bench/generalise.py', *words]); bench.KNOWN.clear(); capsys.readouterr()
+        try: bench.main()
+        except UserError as e: return capsys.readouterr().out, str(e)
+        return capsys.readouterr().out, ''
+    return one
+
+
+def test_the_study_is_killed_and_goes_on(tmp_path, call):
+    words = lambda work: ['--faces', '', '--tiny', '--jobs', '1', '--seeds', '1', '--work', str(tmp_path/work), '--out', str(tmp_path/'out.json'), '--only', 'people']
+    p = subprocess.Popen([sys.executable, 'bench/generalise.py', *words('work')], cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     run = tmp_path/'work'/'cells'/'madd-all-everybody-0'/'run'
     for _ in range(4000):   # a busy machine needs minutes until the first training has begun
         if (run/'log.txt').exists() or p.poll() is not None: break
@@ -163,22 +175,20 @@ def test_the_study_is_killed_and_goes_on(tmp_path):
     p.send_signal(signal.SIGKILL); p.wait()
     first = read_json(tmp_path/'out.json')
     assert first['trainings'] == 0 and first['finished']['people'] == 0 and set(g.not_measured(first)) == set(g.STUDIES)
-    go = lambda *more: subprocess.run([*words, *more], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=500)
-    done = go('--only', 'people'); assert done.returncode == 0, done.stderr
+    go, kept = lambda *more: call(*words('work'), *more), lambda: sorted(f.name for f in (tmp_path/'out').glob('*/*'))
+    assert go()[1] == ''
     record = read_json(tmp_path/'out.json')
     assert record['finished']['people'] == record['planned']['people'] == 1 and 'people' not in g.not_measured(record) and 'lomo' in g.not_measured(record)
     assert str(tmp_path) not in (tmp_path/'out.json').read_text() and {'date', 'command', 'hardware', 'settings', 'seeds', 'tested_on', 'intervals'} <= set(record)
     assert {r['dataset'] for r in record['tables']['scores']} == {'built-in', 'another crowd'} and len(record['tables']['scores']) == 2*2*6
-    assert sorted(f.name for f in (tmp_path/'out').glob('*/*')) == ['asis.parquet', 'cell.json', 'clips.parquet']
+    assert kept() == ['asis.parquet', 'cell.json', 'clips.parquet']
     shutil.rmtree(tmp_path/'out')                                            # a cell that finished when nobody was there to keep it is kept by the next call
-    again = go('--only', 'people'); assert again.returncode == 0 and '1 of 1 trainings are done' in again.stdout and read_json(tmp_path/'out.json')['tables'] == record['tables']
-    assert sorted(f.name for f in (tmp_path/'out').glob('*/*')) == ['asis.parquet', 'cell.json', 'clips.parquet']
-    other = go('--only', 'people', 'epochs=2'); assert other.returncode and 'settings.epochs was 1 and is now 2' in other.stderr and 'Traceback' not in other.stderr
-    elsewhere = words[:-3] + [str(tmp_path/'another'), *words[-2:]]           # another day: nothing but the record and the folder beside it
-    ask = lambda *more: subprocess.run([*elsewhere, '--only', 'people', *more], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=500)
-    refused = ask('lr=1e-4'); assert refused.returncode and 'other settings' in refused.stderr and 'Traceback' not in refused.stderr
-    assert not (tmp_path/'another').exists()                                 # refused before anything was made
-    there = ask(); assert there.returncode == 0 and '1 of 1 trainings are done' in there.stdout and read_json(tmp_path/'out.json')['tables'] == record['tables'], there.stderr
+    said, refused = go(); assert not refused and '1 of 1 trainings are done' in said and read_json(tmp_path/'out.json')['tables'] == record['tables']
+    assert kept() == ['asis.parquet', 'cell.json', 'clips.parquet']
+    assert 'settings.epochs was 1 and is now 2' in go('epochs=2')[1]
+    elsewhere = lambda *more: call(*words('another'), *more)                 # another day: nothing but the record and the folder beside it
+    assert 'other settings' in elsewhere('lr=1e-4')[1] and not (tmp_path/'another').exists()     # refused before anything was made
+    said, refused = elsewhere(); assert not refused and '1 of 1 trainings are done' in said and read_json(tmp_path/'out.json')['tables'] == record['tables']
 
 
 @pytest.mark.skipif(not RECORD.exists(), reason='the study has not been recorded yet')
