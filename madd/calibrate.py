@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['T_RANGE', 'RAW', 'balanced_weights', 'temperature_loss', 'fit_temperature', 'fit_shift', 'tempered',
-           'before_and_after', 'plot_reliability', 'verdict_thresholds', 'Calibration', 'calibration_of', 'calibrate',
-           'set_calibration', 'store_calibration']
+           'before_and_after', 'plot_reliability', 'worst_edge', 'verdict_thresholds', 'Calibration', 'calibration_of',
+           'calibrate', 'set_calibration', 'store_calibration']
 
 # %% ../nbs/12a_calibrate.ipynb #b9dba87c
 import warnings
@@ -128,22 +128,31 @@ def plot_reliability(
     return fig
 
 # %% ../nbs/12a_calibrate.ipynb #4d270f78
+def worst_edge(
+    prob:pd.Series, # Scores of validation videos of one class
+    kinds,          # (n,): the kind of each, such as its compression
+    alpha:float,    # Highest chance that a new one is above
+) -> float: # NaN: too few for a promise
+    "The score that a new video exceeds with a chance of at most `alpha`, whichever of the kinds it is of; kinds with too few videos count in the whole only"
+    rank = lambda n: int(np.ceil((n + 1)*(1 - alpha) - 1e-9))
+    parts = [prob, *(p for _, p in prob.groupby(np.asarray(kinds)))]
+    return max((float(np.sort(p)[rank(len(p)) - 1]) for p in parts if rank(len(p)) <= len(p)), default=np.nan)
+
 def verdict_thresholds(
     videos:pd.DataFrame, # Scores of the validation videos
     alpha:float=.05,     # Highest chance of each error
+    by:str='',           # Column of the kinds in each of which the promise must hold; '' for none
 ) -> tuple: # low, high
     "Where 'likely real' ends and 'likely fake' begins; rounded outwards to six digits, as verdicts are"
     d = videos.dropna(subset='prob')
-    real, fake = (np.sort(d.prob[d.label == k].to_numpy(float)) for k in (REAL, FAKE))
     if not 0 < alpha < .5: raise UserError(f'alpha must lie between 0 and 0.5, not at {alpha}.')
-    ranks = [int(np.ceil((len(s) + 1)*(1 - alpha) - 1e-9)) for s in (real, fake)]
-    if any(r > len(s) for r, s in zip(ranks, (real, fake))):
-        raise UserError(f'{len(real)} real and {len(fake)} fake validation videos cannot promise errors below {alpha:.0%}: at least {int(np.ceil(1/alpha - 1 - 1e-9))} of each are needed.')
-    high = min(np.ceil(real[ranks[0] - 1]*1e6 + 1)/1e6, 1.)
-    low = max(np.floor(fake[::-1][ranks[1] - 1]*1e6 - 1)/1e6, 0.)
-    low, high = sorted((float(low), float(high)))
+    kinds, real, fake = d[by] if by else d.label, d.label == REAL, d.label == FAKE
+    high, low = worst_edge(d.prob[real], kinds[real], alpha), -worst_edge(-d.prob[fake], kinds[fake], alpha)
+    if np.isnan(high + low): raise UserError(f'{real.sum()} real and {fake.sum()} fake validation videos cannot promise errors below {alpha:.0%}: at least {int(np.ceil(1/alpha - 1 - 1e-9))} of each are needed.')
+    low, high = sorted((float(max(np.floor(low*1e6 - 1)/1e6, 0)), float(min(np.ceil(high*1e6 + 1)/1e6, 1))))
     low, high = min(low, .5), max(high, .5)
     return (low, high) if low < high else (max(low - 1e-6, 0.), min(high + 1e-6, 1.))
+
 
 # %% ../nbs/12a_calibrate.ipynb #d31f5a85
 @dataclass
@@ -153,7 +162,8 @@ class Calibration:
     shift:float             # Evidence that means fifty-fifty; 0 when only a temperature was wanted
     low:float|None          # None: too few videos for a promise
     high:float|None
-    alpha:float             # The promise: highest chance of each error of a verdict
+    alpha:float             # The promise: highest chance of each error of a verdict ...
+    by:str                  # ... in each kind of this column; '' for the whole only
     thresholds:dict         # {'frame': ..., 'video': ...}: best balanced accuracy, for `evaluate`
     videos:dict             # Validation videos by class
     table:pd.DataFrame      # `before_and_after` on the validation split
@@ -161,7 +171,7 @@ class Calibration:
 
     def notes(self) -> dict:
         "What goes into the notes of the model; JSON"
-        how = dict(alpha=self.alpha, videos=self.videos, unit='verdict: videos; temperature and shift: frames', classes='weighed equally', validation=self.table.to_dict('records'))
+        how = dict(alpha=self.alpha, by=self.by, videos=self.videos, unit='verdict: videos; temperature and shift: frames', classes='weighed equally', validation=self.table.to_dict('records'))
         out = dict(temperature=self.temperature, shift=self.shift, thresholds=self.thresholds, calibration=how)
         return out if self.low is None else out | dict(verdict=dict(low=self.low, high=self.high, calibrated=True))
 
@@ -171,7 +181,7 @@ def calibration_of(
     alpha:float=.05,     # Highest chance of each error of a verdict
     shift:bool=True,     # Also fit where fifty-fifty lies; False: temperature scaling alone
 ) -> Calibration:
-    "Temperature, shift and thresholds from validation scores"
+    "Temperature, shift and thresholds from validation scores; the promise is made to every compression in which there are enough videos"
     d = scores[scores.logit.notna()].reset_index(drop=True)
     if set(d.split) != {'val'}: raise UserError('A calibration is fitted on the validation split only, never on test data.')
     w, steps = balanced_weights(d), {'raw': RAW}
@@ -182,9 +192,10 @@ def calibration_of(
     if shift: steps['temperature and shift'] = fit_shift(d.logit, d.label, w, tuple(kinds.values()))
     T, b = list(steps.values())[-1]
     after = tempered(d, T, b)
-    try: low, high = verdict_thresholds(video_scores(after), alpha)
+    by = 'compression' if 'compression' in after else ''
+    try: low, high = verdict_thresholds(video_scores(after), alpha, by)
     except UserError as e: low = high = None; warnings.warn(f'{e} The verdict has no thresholds of its own.', stacklevel=2)
-    return Calibration(T, b, low, high, alpha, val_thresholds({'': after})[''], kinds, before_and_after(d, steps), after)
+    return Calibration(T, b, low, high, alpha, by, val_thresholds({'': after})[''], kinds, before_and_after(d, steps), after)
 
 # %% ../nbs/12a_calibrate.ipynb #a7823003
 def calibrate(

@@ -172,10 +172,11 @@ def reading_facts(
 ) -> dict:
     "Calibration and thresholds; defaults are called defaults"
     verdict, how = notes.get('verdict') or {}, notes.get('calibration') or {}
-    measured = bool(verdict.get('calibrated'))
+    measured, promise = bool(verdict.get('calibrated')), how.get('alpha')
+    if how.get('by'): promise = f"{promise}, in each {escape(how['by'])} apart"
     return {'calibrated': f"temperature {escape(notes['temperature'])}, shift {escape(notes.get('shift', 0))}, fitted on validation data" if 'temperature' in notes else 'no: a score is not the frequency of being right',
             'likely real up to': verdict.get('low', 'the default'), 'likely fake from': verdict.get('high', 'the default'),
-            'thresholds measured': measured, 'highest chance of each wrong verdict aimed at': how.get('alpha') if measured else 'none was aimed at', 'validation videos': how.get('videos')}
+            'thresholds measured': measured, 'highest chance of each wrong verdict aimed at': promise if measured else 'none was aimed at', 'validation videos': how.get('videos')}
 
 # %% ../nbs/12d_card.ipynb #88bc2683
 FORGE_LIMITS = ('What it has learnt comes from forgeries that madd makes of portraits: swapped faces, moved features, pasted patches. Faces that a generator made from nothing, and pictures that were generated as a whole, were not among them.',
