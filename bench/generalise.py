@@ -25,11 +25,12 @@ from common import cpu, sized, today
 from madd.core import UserError, read_json, reuse_memory, write_json
 from madd.endless import FAMILIES, FORGE_VERSION, Pool, endless_loaders, forge_config, split_people
 from madd.evaluate import UNITS, fake_logit, score_crops
+from madd.export import fingerprint
 from madd.extract import extract
 from madd.generalise import STUDIES, Only, called_fake, gain, held_out_table, mean_auc, portrait_people, skin_tone, test_clips
 from madd.manifest import video_row
 from madd.media import save_image
-from madd.model import load
+from madd.model import load, model_folder
 from madd.runs import over, read_config, read_words, run
 from madd.sources import face_source, portraits_table
 
@@ -174,7 +175,7 @@ def measure_model(which, o, facts):
     model = sized(which)
     score(model, o, facts, out)
     threshold = model.notes.get('verdict', {}).get('high', .65)   # from here on `madd predict` says: likely fake
-    write_json(out/'cell.json', dict(model=Path(which).name, threshold=threshold, date=today(), settings={k: model.notes[k] for k in ('size', 'margin')}, backbone=model.config.get('backbone', '')))
+    write_json(out/'cell.json', dict(model=Path(which).name, fingerprint=fingerprint(model_folder(which)), threshold=threshold, date=today(), settings={k: model.notes[k] for k in ('size', 'margin')}, backbone=model.config.get('backbone', '')))
 
 
 # --- what is kept, so that a study can go on elsewhere ---
@@ -297,12 +298,14 @@ def calls(label, folder, threshold, o):
 def group_rows(o):
     "For the finished models, and for the first training on everybody"
     rows = []
-    for d in sorted((o.work/'models').glob('*/cell.json')): rows += calls(d.parent.name, d.parent, read_json(d)['threshold'], o)
+    for d in models_of(o): rows += calls(d.parent.name, d.parent, read_json(d)['threshold'], o)
     first = done(o).get(name(('madd', '', 0, 0)))
     return rows + (calls('madd, seed 0', first, read_json(first/'cell.json')['threshold'], o) if first else [])
 
 
-def model_rows(o): return [dict(kind=d.parent.name) | r for d in sorted((o.work/'models').glob('*/cell.json')) for r in once(d, lambda: held_out_table(pd.read_parquet(d.parent/'clips.parquet')).to_dict('records'))]
+def models_of(o): return sorted((o.work/'models').glob('*/cell.json'))
+
+def model_rows(o): return [dict(kind=d.parent.name) | r for d in models_of(o) for r in once(d, lambda: held_out_table(pd.read_parquet(d.parent/'clips.parquet')).to_dict('records'))]
 
 
 def excluded(o):
@@ -335,7 +338,7 @@ def record(o, facts, plan):
         tested_on=', '.join(f'{n} people ({k})' for k, n in count.items()) + f'; clips of {o.test["frames"]} frames, five manipulations, crf {" and ".join(map(str, o.test["crfs"]))}',
         intervals='95 %, people drawn with replacement; the trainings are those that were run', settings=o.settings, trainings=len(ready), minutes=round(sum(r['seconds'] for r in rows)/60, 1),
         planned={s: len(c) for s, c in plan.items()}, finished={s: sum(name(x) in ready for x in c) for s, c in plan.items()}, left_out_of_groups=excluded(o),
-        tables=tables(o) if ready or list((o.work/'models').glob('*/cell.json')) else {}, cells=rows))
+        models={d.parent.name: read_json(d)['fingerprint'] for d in models_of(o)}, tables=tables(o) if ready or models_of(o) else {}, cells=rows))
 
 
 # --- all cells ---

@@ -203,3 +203,9 @@ def test_every_number_of_the_record_lies_in_its_interval(name):
             if r['lo'] is not None: assert r['lo'] - 1e-3 <= r[value] <= r['hi'] + 1e-3, (table, r)
     for c in record['cells'] if name == 'left_out' else []: assert {f.name for f in (path.with_suffix('')/c['cell']).iterdir()} == {'asis.parquet', 'cell.json', 'clips.parquet'}   # the study can be continued
     assert len(record['cells']) == record['trainings'] == len({c['cell'] for c in record['cells']}) and all(c['seconds'] > 0 and c['date'] for c in record['cells'])
+
+
+@pytest.mark.parametrize('name', ['left_out', 'neural'])
+def test_what_is_said_of_the_model_in_the_box_was_measured_with_these_weights(name):
+    from madd.export import fingerprint
+    assert read_json(RECORD.with_name(f'{name}.json'))['models']['madd-lite'] == fingerprint('madd-lite'), f'measure madd-lite again: bench/results/{name}.json holds the command'
