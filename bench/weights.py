@@ -116,10 +116,11 @@ def main():
     table = metrics_table(scores, by='target')
     alarms = probabilities(stills(net, source, people['test'], detector), net)
     groups = called_fake(alarms, net.notes['verdict']['high'], alarms.tone)
+    history = {stage: pd.read_csv(work/'run'/at/'history.csv').round(5).to_dict('records') for stage, at in (('first stage', 'pretrain'), ('second stage', ''))}
     about = dict(date=today(), command=command(), hardware=cpu(), threads=torch.get_num_threads(), hours=round(hours, 2), milliseconds_per_face=milliseconds(net),
                  data='forged and real clips of people nobody trained on; AUC intervals are over people', over='people', people={k: len(v) for k, v in people.items()},
                  models='madd-lite, and plain: its own backbone after the first stage, an ordinary classifier with less training',
-                 fingerprints={'madd-lite': fingerprint(folder)}, portraits_called_fake=groups.to_dict('records'), training=read_json(work/'run'/'train.json'), environment=read_json(work/'run'/'environment.json'))
+                 fingerprints={'madd-lite': fingerprint(folder)}, history=history, portraits_called_fake=groups.to_dict('records'), training=read_json(work/'run'/'train.json'), environment=read_json(work/'run'/'environment.json'))
     write_results(work/'results', scores, table, about)
     for name in ('config.yaml', 'environment.json', 'train.json'):   # where it comes from; the card is made of these
         shutil.copy(work/'run'/name, folder/name)

@@ -39,6 +39,7 @@ def test_every_model_is_measured_on_both_sources(made):
     record = read_json(made[0]/'box'/'results.json')
     assert {(r['model'], r['dataset']) for r in record['rows']} == {(m, f'forge of {d}') for m in ('madd-lite', 'plain') for d in ('portraits', 'built-in identities')}
     about = record['about']
+    assert {stage: [r['epoch'] for r in rows] for stage, rows in about['history'].items()} == {'first stage': [0], 'second stage': [0]}
     assert about['people'] == dict(test=6, val=8, train=8) and about['milliseconds_per_face'] > 0 and about['portraits_called_fake'][0]['n'] == 6
 
 
