@@ -168,7 +168,7 @@ def over(
 
 # %% ../nbs/11a_runs.ipynb #63f01f62
 TRAININGS = dict(forge=dict(
-    backbone='tf_efficientnet_lite0', size=160, batch_size=32, pretrain_epochs=24, pretrain_lr=7e-4, epochs=5, lr=3e-4, ema=.99, workers=1, save_seconds=300.,
+    backbone='tf_efficientnet_lite0', size=160, batch_size=32, pretrain_epochs=10, pretrain_lr=7e-4, epochs=6, lr=4e-4, ema=.99, workers=1, save_seconds=300.,
     forge=dict(faces='portraits', pairs=2000, val_pairs=300, margin=.05, ramp=4)))
 
 def read_config(
