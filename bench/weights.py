@@ -3,7 +3,6 @@
     python bench/weights.py --out weights            trains, calibrates and measures; a stopped run goes on with the same command
     python bench/weights.py --out weights --compare  ... and says of every number whether it agrees with what madd-lite ships
     python bench/weights.py --out weights --ship madd/weights/madd-lite   replaces what the package ships
-    python bench/weights.py --out weights --again       trains nothing: calibrates and measures the shipped weights once more
 
 Trains exactly as `madd train --recipe forge` does, on public-domain portraits and without a single deepfake. 40 people validate: their forged clips and their untouched
 portraits choose the best epoch, the temperature and the thresholds. 60 people are kept for the end, and so are the built-in identities, which are another source altogether."""
@@ -73,9 +72,9 @@ def measured(nets, people, source, strangers, work):
     return {name: pd.concat(tables, ignore_index=True) for name, tables in out.items()}
 
 
-def settle(net, folder, people, source, work, detector):
+def settle(folder, people, source, work, detector):
     "Store the trained network in half precision, then calibrate and judge exactly what was stored"
-    net.save(folder, half=True)
+    net = load(work/'run'); net.save(folder, half=True)
     net = load(folder)
     crops, root = clips(people['val'], source, work/'val', net)
     val = score_crops(net, crops.assign(split='val'), root, calibrated=False)
@@ -88,37 +87,12 @@ def settle(net, folder, people, source, work, detector):
     return net
 
 
-KEY = ['model', 'level', 'dataset', 'compression', 'method']
-
-def trained(words, faces, parts, work):
-    "Train (or go on, or find it done): the network, its control, the folder that says how, and what the record says about it"
-    run(read_config(training='forge', words=words, forge=dict(faces=faces) | {k: n for k, n in parts.items() if n != getattr(ForgeConfig, k)}), None, work/'run')
-    history = {stage: pd.read_csv(work/'run'/at/'history.csv').round(5).to_dict('records') for stage, at in (('first stage', 'pretrain'), ('second stage', ''))}
-    about = dict(hours=round(sum(r['seconds'] for rows in history.values() for r in rows)/3600, 2), history=history, training=read_json(work/'run'/'train.json'), environment=read_json(work/'run'/'environment.json'))
-    return load(work/'run'), load(work/'run'/'pretrain'), work/'run', about
-
-
-def shipped():
-    "The same of the weights in the package, whose control is not shipped"
-    home = model_folder('madd-lite')
-    about = read_json(home/'results.json')['about']
-    return load(home), None, home, {k: about[k] for k in ('hours', 'history', 'training', 'environment') if k in about}
-
-
-def with_control(table, earlier):
-    "Add the control's rows and the gains over it from an earlier record of the same weights; its clips must be these"
-    old = pd.DataFrame(earlier)
-    both = table[KEY + ['auc']].merge(old, 'left', KEY, suffixes=('', '_old'))
-    if not np.allclose(both.auc, both.auc_old, rtol=0, atol=1e-6): raise UserError('The earlier record was made with other clips or other weights, so its control cannot stand beside these rows: train again, without --again.')
-    gains = [k for k in old if k.startswith('gain')]
-    return pd.concat([table.assign(**{k: both[k].to_numpy() for k in gains}), old[old.model == 'plain']], ignore_index=True)
-
-
 def agreement(rows, shipped):
     "Every AUC beside the shipped one and its interval"
-    both = rows.merge(pd.DataFrame(shipped), on=KEY, suffixes=('', '_shipped'))
+    key = ['model', 'level', 'dataset', 'compression', 'method']
+    both = rows.merge(pd.DataFrame(shipped), on=key, suffixes=('', '_shipped'))
     both = both[(both.model == 'madd-lite') & (both.level == 'video')]
-    return both.assign(agrees=(both.auc >= both.lo_shipped) & (both.auc <= both.hi_shipped))[[*KEY[2:], 'auc', 'auc_shipped', 'lo_shipped', 'hi_shipped', 'agrees']]
+    return both.assign(agrees=(both.auc >= both.lo_shipped) & (both.auc <= both.hi_shipped))[[*key[2:], 'auc', 'auc_shipped', 'lo_shipped', 'hi_shipped', 'agrees']]
 
 
 def main():
@@ -127,33 +101,34 @@ def main():
     p.add_argument('--faces', default='portraits', help="'portraits' (fetched by `madd portraits`), or a folder with the same files")
     p.add_argument('--set', action='append', default=[], help='a setting of the training, key=value')
     p.add_argument('--ship', type=Path, help='also copy the finished folder here')
-    p.add_argument('--again', action='store_true', help='train nothing: calibrate and measure the shipped weights once more; the control keeps its rows')
     p.add_argument('--compare', action='store_true', help='compare with what madd-lite ships')
     p.add_argument('--people', type=int, nargs=3, default=PEOPLE, metavar=('VAL', 'TEST', 'STRANGERS'), help='people who validate, people kept for the end, built-in identities (default: %(default)s)')
     a = p.parse_args()
     work, start, parts = a.out, time.perf_counter(), dict(zip(('val', 'test'), a.people))
-    found, plain, home, known = shipped() if a.again else trained(a.set, a.faces, parts, work)
+    run(read_config(training='forge', words=a.set, forge=dict(faces=a.faces) | {k: n for k, n in parts.items() if n != getattr(ForgeConfig, k)}), None, work/'run')
+    hours = float(sum(pd.read_csv(f).seconds.sum() for f in (work/'run').rglob('history.csv')))/3600
     source, detector = face_source(a.faces), FaceDetector()
     people = split_people([source[i][0] for i in range(len(source))], 0, **parts)
     folder = work/'madd-lite'
-    net = settle(found, folder, people, source, work, detector)
-    scores = measured({'madd-lite': net} | ({'plain': plain} if plain else {}), people, source, AstronautFaces(a.people[2], seed=1), work)
+    net = settle(folder, people, source, work, detector)
+    plain = load(work/'run'/'pretrain')
+    scores = measured({'madd-lite': net, 'plain': plain}, people, source, AstronautFaces(a.people[2], seed=1), work)
     table = metrics_table(scores, by='target')
-    if a.again: table = with_control(table, read_json(home/'results.json')['rows'])
     alarms = probabilities(stills(net, source, people['test'], detector), net)
     groups = called_fake(alarms, net.notes['verdict']['high'], alarms.tone)
-    about = dict(date=today(), command=command(), hardware=cpu(), threads=torch.get_num_threads(), milliseconds_per_face=milliseconds(net),
+    history = {stage: pd.read_csv(work/'run'/at/'history.csv').round(5).to_dict('records') for stage, at in (('first stage', 'pretrain'), ('second stage', ''))}
+    about = dict(date=today(), command=command(), hardware=cpu(), threads=torch.get_num_threads(), hours=round(hours, 2), milliseconds_per_face=milliseconds(net),
                  data='forged and real clips of people nobody trained on; AUC intervals are over people', over='people', people={k: len(v) for k, v in people.items()},
                  models='madd-lite, and plain: its own backbone after the first stage, an ordinary classifier with less training',
-                 fingerprints={'madd-lite': fingerprint(folder)}, portraits_called_fake=groups.to_dict('records')) | known
+                 fingerprints={'madd-lite': fingerprint(folder)}, history=history, portraits_called_fake=groups.to_dict('records'), training=read_json(work/'run'/'train.json'), environment=read_json(work/'run'/'environment.json'))
     write_results(work/'results', scores, table, about)
     for name in ('config.yaml', 'environment.json', 'train.json'):   # where it comes from; the card is made of these
-        shutil.copy(home/name, folder/name)
+        shutil.copy(work/'run'/name, folder/name)
     shutil.copy(work/'results'/'results.json', folder/'results.json')
     write_card(folder)
     print(table[(table.level == 'video')][['model', 'dataset', 'compression', 'method', 'auc', 'lo', 'hi']].round(3).to_string(index=False))
     print(groups.round(3).to_string(index=False))
-    print(f'{about["milliseconds_per_face"]} ms per face on one core; {about["hours"]:.2f} hours of training; {(time.perf_counter() - start)/60:.0f} minutes in this call')
+    print(f'{about["milliseconds_per_face"]} ms per face on one core; {hours:.2f} hours of training; {(time.perf_counter() - start)/60:.0f} minutes in this call')
     if a.compare: print(agreement(table, read_json(model_folder('madd-lite')/'results.json')['rows']).round(3).to_string(index=False))
     if a.ship:
         a.ship.mkdir(parents=True, exist_ok=True)
