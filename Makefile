@@ -20,7 +20,7 @@ $(VENV)/.ready: settings.ini setup.py constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 10) else 'madd needs Python 3.10 or newer: make PYTHON=python3.11')"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade pip
-	@$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: env ## forge, train, judge and explain a detector (OUT=folder, FACES=folder with one portrait per person, ARGS=more options)
@@ -48,7 +48,7 @@ wheel: env
 	@$(BIN)/python -m build -q --wheel --outdir dist . > dist.log 2>&1 || (cat dist.log; exit 1)
 	@$(PYTHON) -m venv .venv-user
 	@.venv-user/bin/python -m pip install -q --disable-pip-version-check --upgrade pip
-	@.venv-user/bin/python -m pip install -q --no-compile --disable-pip-version-check dist/*.whl 'fastai>=2.8.12'
+	@.venv-user/bin/python -m pip install -q --disable-pip-version-check dist/*.whl 'fastai>=2.8.12'
 	@cd dist && HF_HUB_OFFLINE=1 ../.venv-user/bin/python ../tests/smoke.py
 	@rm -rf .venv-user build dist.log
 
