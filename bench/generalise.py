@@ -319,7 +319,7 @@ def excluded(o):
 def typed(o):
     "The command as anybody could type it"
     words = ['python', 'bench/generalise.py', *o.words, '--faces', 'portraits' if o.faces else '', '--jobs', str(o.jobs), '--seeds', str(o.seeds)]
-    more = {'--only': o.only, '--kinds': o.kinds if len(o.kinds) == 1 else [], '--out': [str(o.out)] if o.out != OUT and not o.out.is_absolute() else []}
+    more = {'--only': o.only, '--model': [Path(m).name for m in o.model], '--kinds': o.kinds if len(o.kinds) == 1 else [], '--out': [str(o.out)] if o.out != OUT and not o.out.is_absolute() else []}
     return shlex.join([*words, *(w for k, v in more.items() if v for w in (k, *v)), *(['--tiny'] if o.tiny else [])])
 
 
@@ -338,7 +338,7 @@ def record(o, facts, plan):
         tested_on=', '.join(f'{n} people ({k})' for k, n in count.items()) + f'; clips of {o.test["frames"]} frames, five manipulations, crf {" and ".join(map(str, o.test["crfs"]))}',
         intervals='95 %, people drawn with replacement; the trainings are those that were run', settings=o.settings, trainings=len(ready), minutes=round(sum(r['seconds'] for r in rows)/60, 1),
         planned={s: len(c) for s, c in plan.items()}, finished={s: sum(name(x) in ready for x in c) for s, c in plan.items()}, left_out_of_groups=excluded(o),
-        models={d.parent.name: read_json(d)['fingerprint'] for d in models_of(o)}, tables=tables(o) if ready or models_of(o) else {}, cells=rows))
+        models={d.parent.name: read_json(d).get('fingerprint', '') for d in models_of(o)}, tables=tables(o) if ready or models_of(o) else {}, cells=rows))
 
 
 # --- all cells ---

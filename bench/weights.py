@@ -106,7 +106,8 @@ def main():
     a = p.parse_args()
     work, start, parts = a.out, time.perf_counter(), dict(zip(('val', 'test'), a.people))
     run(read_config(training='forge', words=a.set, forge=dict(faces=a.faces) | {k: n for k, n in parts.items() if n != getattr(ForgeConfig, k)}), None, work/'run')
-    hours = float(sum(pd.read_csv(f).seconds.sum() for f in (work/'run').rglob('history.csv')))/3600
+    history = {stage: pd.read_csv(work/'run'/at/'history.csv').round(5).to_dict('records') for stage, at in (('first stage', 'pretrain'), ('second stage', ''))}
+    hours = sum(r['seconds'] for rows in history.values() for r in rows)/3600
     source, detector = face_source(a.faces), FaceDetector()
     people = split_people([source[i][0] for i in range(len(source))], 0, **parts)
     folder = work/'madd-lite'
@@ -116,7 +117,6 @@ def main():
     table = metrics_table(scores, by='target')
     alarms = probabilities(stills(net, source, people['test'], detector), net)
     groups = called_fake(alarms, net.notes['verdict']['high'], alarms.tone)
-    history = {stage: pd.read_csv(work/'run'/at/'history.csv').round(5).to_dict('records') for stage, at in (('first stage', 'pretrain'), ('second stage', ''))}
     about = dict(date=today(), command=command(), hardware=cpu(), threads=torch.get_num_threads(), hours=round(hours, 2), milliseconds_per_face=milliseconds(net),
                  data='forged and real clips of people nobody trained on; AUC intervals are over people', over='people', people={k: len(v) for k, v in people.items()},
                  models='madd-lite, and plain: its own backbone after the first stage, an ordinary classifier with less training',

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['T_RANGE', 'RAW', 'balanced_weights', 'temperature_loss', 'fit_temperature', 'fit_shift', 'tempered',
-           'before_and_after', 'plot_reliability', 'worst_edge', 'verdict_thresholds', 'Calibration', 'calibration_of',
-           'calibrate', 'set_calibration', 'store_calibration']
+           'before_and_after', 'plot_reliability', 'promise_rank', 'worst_edge', 'verdict_thresholds', 'promised_to',
+           'Calibration', 'calibration_of', 'calibrate', 'set_calibration', 'store_calibration']
 
 # %% ../nbs/12a_calibrate.ipynb #b9dba87c
 import warnings
@@ -128,16 +128,23 @@ def plot_reliability(
     return fig
 
 # %% ../nbs/12a_calibrate.ipynb #4d270f78
+def promise_rank(
+    n:int,       # Validation videos of one class and kind
+    alpha:float, # Highest chance of an error
+) -> int: # More than `n`: too few for a promise
+    "Which of `n` scores, from the smallest, a new one exceeds with a chance of at most `alpha`"
+    return int(np.ceil((n + 1)*(1 - alpha) - 1e-9))
+
 def worst_edge(
     prob:pd.Series, # Scores of validation videos of one class
     kinds,          # (n,): the kind of each, such as its compression
     alpha:float,    # Highest chance that a new one is above
 ) -> float: # NaN: too few for a promise
     "The score that a new video exceeds with a chance of at most `alpha`, whichever of the kinds it is of; kinds with too few videos count in the whole only"
-    rank = lambda n: int(np.ceil((n + 1)*(1 - alpha) - 1e-9))
     parts = [prob, *(p for _, p in prob.groupby(np.asarray(kinds)))]
-    return max((float(np.sort(p)[rank(len(p)) - 1]) for p in parts if rank(len(p)) <= len(p)), default=np.nan)
+    return max((float(np.sort(p)[r - 1]) for p in parts if (r := promise_rank(len(p), alpha)) <= len(p)), default=np.nan)
 
+# %% ../nbs/12a_calibrate.ipynb #12agrp03
 def verdict_thresholds(
     videos:pd.DataFrame, # Scores of the validation videos
     alpha:float=.05,     # Highest chance of each error
@@ -153,6 +160,15 @@ def verdict_thresholds(
     low, high = min(low, .5), max(high, .5)
     return (low, high) if low < high else (max(low - 1e-6, 0.), min(high + 1e-6, 1.))
 
+# %% ../nbs/12a_calibrate.ipynb #12agrp05
+def promised_to(
+    videos:pd.DataFrame, # Scores of the validation videos
+    alpha:float, by:str, # As in `verdict_thresholds`
+) -> dict: # real, fake: kinds by name
+    "The kinds with enough videos of a class for a promise of their own"
+    d = videos.dropna(subset='prob')
+    sizes = {name: d[d.label == k].groupby(by).size() for name, k in (('real', REAL), ('fake', FAKE))} if by else {}
+    return {name: [str(k) for k, n in s.items() if promise_rank(n, alpha) <= n] for name, s in sizes.items()}
 
 # %% ../nbs/12a_calibrate.ipynb #d31f5a85
 @dataclass
@@ -163,7 +179,7 @@ class Calibration:
     low:float|None          # None: too few videos for a promise
     high:float|None
     alpha:float             # The promise: highest chance of each error of a verdict ...
-    by:str                  # ... in each kind of this column; '' for the whole only
+    promised:dict           # ... which holds in each of these compressions too: {'real': names, 'fake': names}
     thresholds:dict         # {'frame': ..., 'video': ...}: best balanced accuracy, for `evaluate`
     videos:dict             # Validation videos by class
     table:pd.DataFrame      # `before_and_after` on the validation split
@@ -171,7 +187,7 @@ class Calibration:
 
     def notes(self) -> dict:
         "What goes into the notes of the model; JSON"
-        how = dict(alpha=self.alpha, by=self.by, videos=self.videos, unit='verdict: videos; temperature and shift: frames', classes='weighed equally', validation=self.table.to_dict('records'))
+        how = dict(alpha=self.alpha, promised=self.promised, videos=self.videos, unit='verdict: videos; temperature and shift: frames', classes='weighed equally', validation=self.table.to_dict('records'))
         out = dict(temperature=self.temperature, shift=self.shift, thresholds=self.thresholds, calibration=how)
         return out if self.low is None else out | dict(verdict=dict(low=self.low, high=self.high, calibrated=True))
 
@@ -192,10 +208,10 @@ def calibration_of(
     if shift: steps['temperature and shift'] = fit_shift(d.logit, d.label, w, tuple(kinds.values()))
     T, b = list(steps.values())[-1]
     after = tempered(d, T, b)
-    by = 'compression' if 'compression' in after else ''
-    try: low, high = verdict_thresholds(video_scores(after), alpha, by)
+    videos, by = video_scores(after), 'compression' if 'compression' in after else ''
+    try: low, high = verdict_thresholds(videos, alpha, by)
     except UserError as e: low = high = None; warnings.warn(f'{e} The verdict has no thresholds of its own.', stacklevel=2)
-    return Calibration(T, b, low, high, alpha, by, val_thresholds({'': after})[''], kinds, before_and_after(d, steps), after)
+    return Calibration(T, b, low, high, alpha, promised_to(videos, alpha, by), val_thresholds({'': after})[''], kinds, before_and_after(d, steps), after)
 
 # %% ../nbs/12a_calibrate.ipynb #a7823003
 def calibrate(

@@ -173,7 +173,8 @@ def reading_facts(
     "Calibration and thresholds; defaults are called defaults"
     verdict, how = notes.get('verdict') or {}, notes.get('calibration') or {}
     measured, promise = bool(verdict.get('calibrated')), how.get('alpha')
-    if how.get('by'): promise = f"{promise}, in each {escape(how['by'])} apart"
+    kinds = '; '.join(f"{k}: {', '.join(escape(n or 'as it came') for n in names)}" for k, names in (how.get('promised') or {}).items() if names)
+    if kinds: promise = f'{promise}, also in each of these compressions ({kinds})'
     return {'calibrated': f"temperature {escape(notes['temperature'])}, shift {escape(notes.get('shift', 0))}, fitted on validation data" if 'temperature' in notes else 'no: a score is not the frequency of being right',
             'likely real up to': verdict.get('low', 'the default'), 'likely fake from': verdict.get('high', 'the default'),
             'thresholds measured': measured, 'highest chance of each wrong verdict aimed at': promise if measured else 'none was aimed at', 'validation videos': how.get('videos')}

@@ -385,7 +385,7 @@ def evaluate(
     split:Annotated[str, _opt('--split', help="'train', 'val' or 'test'; '' for everything.")]='test',
     protocol:Annotated[Optional[str], _opt('--protocol', help="'celeb-df': 30 frames per test video, AUC of frames.")]=None,
     calibrate:Annotated[bool, typer.Option('--calibrate', help="First fit temperature and thresholds on the split 'val' and store them in the models' folders.")]=False,
-    alpha:Annotated[float, _opt('--alpha', help='With --calibrate: highest chance of a wrong verdict on a real, and on a fake, in each compression.')]=.05,
+    alpha:Annotated[float, _opt('--alpha', help='With --calibrate: highest chance of a wrong verdict on a real, and on a fake; in each compression that has enough videos.')]=.05,
     raw:Annotated[bool, typer.Option('--raw', help='Ignore the calibration a model carries.')]=False,
     stress:Annotated[bool, typer.Option('--stress', help='Then damage the crops, seven ways at five levels, and measure again; resumable.')]=False,
     batch_size:Annotated[int, _opt('--batch-size', '-b', min=1, help='Crops per step.')]=32,

@@ -1,5 +1,5 @@
 "Extraction of a whole folder: killed and resumed, with bad files among good ones, with one worker or two, with many faces"
-import itertools, os, signal, subprocess, sys, threading, time, tracemalloc
+import contextlib, itertools, os, signal, subprocess, sys, threading, time, tracemalloc
 from pathlib import Path
 
 import av
@@ -127,9 +127,10 @@ class Hunter(threading.Thread):
     def run(self):
         clip, part = self.out/'crops/toy/Oval/c23/003', self.out/'parts/toy/Oval/c23/003.json'
         while not self.over:
-            for p in workers():
-                if clip.is_dir() and any(clip.iterdir()) and not part.exists() and p.pid not in self.hit and (self.always or not self.hit):
-                    os.kill(p.pid, self.sig); self.hit.add(p.pid)
+            begun = clip.is_dir() and any(clip.iterdir()) and not part.exists()
+            for p in workers() if begun else ():                                       # it is asked about the part again: finding the workers takes a while
+                if not part.exists() and p.pid not in self.hit and (self.always or not self.hit):
+                    with contextlib.suppress(ProcessLookupError): os.kill(p.pid, self.sig); self.hit.add(p.pid)
             time.sleep(.001)
 
 

@@ -185,7 +185,8 @@ def test_the_study_is_killed_and_goes_on(tmp_path, call):
     shutil.rmtree(tmp_path/'out')                                            # a cell that finished when nobody was there to keep it is kept by the next call
     said, refused = go(); assert not refused and '1 of 1 trainings are done' in said and read_json(tmp_path/'out.json')['tables'] == record['tables']
     assert kept() == ['asis.parquet', 'cell.json', 'clips.parquet']
-    assert 'settings.epochs was 1 and is now 2' in go('epochs=2')[1]
+    other = subprocess.run([sys.executable, 'bench/generalise.py', *words('work'), 'epochs=2'], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=500)
+    assert other.returncode and 'settings.epochs was 1 and is now 2' in other.stderr and 'Traceback' not in other.stderr
     elsewhere = lambda *more: call(*words('another'), *more)                 # another day: nothing but the record and the folder beside it
     assert 'other settings' in elsewhere('lr=1e-4')[1] and not (tmp_path/'another').exists()     # refused before anything was made
     said, refused = elsewhere(); assert not refused and '1 of 1 trainings are done' in said and read_json(tmp_path/'out.json')['tables'] == record['tables']
