@@ -373,6 +373,7 @@ def split_people(
 # %% ../nbs/03a_endless.ipynb #8037905e
 class EndlessPairs(torch.utils.data.Dataset):
     "Item 2k is a real face, item 2k + 1 its forgery; another epoch has other pairs"
+    n_inp = 1   # of the things in a batch the first is the picture, the others are what is asked about it
     def __init__(self,
         pool:Pool,             # The people of this part
         pairs:int=1024,        # Per epoch
@@ -381,8 +382,9 @@ class EndlessPairs(torch.utils.data.Dataset):
         seed:int=0,            # Of everything that is drawn
         ramp:int=0,            # Epochs until the hardest pairs are drawn; 0: from the start
         frozen:bool=False,     # The same pairs in every epoch, made once
+        masks:bool=False,      # Also hand out what was replaced
     ):
-        self.pool, self.pairs, self.size, self.margin, self.families, self.seed, self.ramp, self.frozen = pool, pairs, size, margin, tuple(families), seed, ramp, frozen
+        self.pool, self.pairs, self.size, self.margin, self.families, self.seed, self.ramp, self.frozen, self.masks = pool, pairs, size, margin, tuple(families), seed, ramp, frozen, masks
         self.epoch, self.weights, self.last, self.labels = 0, None, (None, None), np.tile([REAL, FAKE], pairs)
         if frozen: self.made = [self._make(k) for k in progress(range(pairs), desc='validation pairs')]
 
@@ -408,9 +410,10 @@ def pair(self:EndlessPairs, k:int) -> Pair:
 
 @patch
 def bytes(self:EndlessPairs, i:int):
-    "As `CropDataset.bytes`: (3, size, size) bytes and a label"
-    p = self.pair(i//2 % self.pairs)
-    return torch.from_numpy(p.fake if i % 2 else p.real).permute(2, 0, 1).contiguous(), i % 2
+    "As `CropDataset.bytes`: (3, size, size) bytes and a label; then, if wanted, (1, size, size) bytes: 255 where everything was replaced"
+    p, fake = self.pair(i//2 % self.pairs), i % 2
+    item = torch.from_numpy(p.fake if fake else p.real).permute(2, 0, 1).contiguous(), fake
+    return (*item, torch.from_numpy(_bytes(255*fake*p.mask))[None]) if self.masks else item
 
 # %% ../nbs/03a_endless.ipynb #7d704dd4
 class EndlessDL(CropDL):
@@ -432,11 +435,12 @@ def endless_dls(
     n_people:int=0,         # Train on so many of them only; 0: all
     bs:int=32, pairs:int=1024, val_pairs:int=256,
     size:int=160, margin:float=.05, families:tuple=tuple(FAMILIES), seed:int=0, ramp:int=0, num_workers:int=0, device=None,
+    masks:bool=False,       # Training batches also hold what was replaced
 ) -> DataLoaders:
     "Endless training batches and frozen validation pairs of other people"
     if bs % 2: raise UserError(f'A batch holds pairs, so the batch size must be even, not {bs}.')
     names = people['train'][:n_people] if n_people else people['train']
-    tr = EndlessPairs(pool.part(names), pairs, size, margin, families, seed, ramp)
+    tr = EndlessPairs(pool.part(names), pairs, size, margin, families, seed, ramp, masks=masks)
     va = EndlessPairs(pool.part(people['val']), val_pairs, size, margin, families, seed, frozen=True)
     device = device or default_device()
     loader = lambda ds, n, **kw: EndlessDL(ds, bs=bs, num_workers=n, device=device, pin_memory=torch.device(device).type == 'cuda', **kw)
@@ -482,9 +486,10 @@ def endless_loaders(
     config:dict,            # Fields of `ForgeConfig`
     size:int=160, bs:int=32, seed:int=0, num_workers:int=0, device=None,
     pool:Pool|None=None,    # Faces that are at hand already
+    masks:bool=False,       # As in `endless_dls`
 ) -> DataLoaders:
     "Loaders from plain settings"
     c = forge_config(config)
     pool = pool or everybody(c)
     families = tuple(f for f in FAMILIES if f != c.left_out)
-    return endless_dls(pool, split_people(pool.names, 0, c.val, c.test), c.people, bs, c.pairs, c.val_pairs, size, c.margin, families, seed, c.ramp, num_workers, device)
+    return endless_dls(pool, split_people(pool.names, 0, c.val, c.test), c.people, bs, c.pairs, c.val_pairs, size, c.margin, families, seed, c.ramp, num_workers, device, masks)

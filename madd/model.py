@@ -169,8 +169,9 @@ class PlainDetector(SavedModel):
 
     def forward(self, x:Tensor) -> Tensor:
         check_pictures(x)
-        final = self.backbone(x)['final']              # (B, C, h, w)
-        return self.head(None, final.mean((-2, -1)))   # (B, num_classes)
+        return self.decide(self.backbone(x))
+
+    def decide(self, maps:dict) -> Tensor: return self.head(None, maps['final'].mean((-2, -1)))   # stages of the backbone in, (B, num_classes) out
 
 # %% ../nbs/10_model.ipynb #8f7f33d9
 @patch

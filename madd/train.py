@@ -258,7 +258,7 @@ def plot_curves(
     "The terms of the loss step by step, and the validation metrics epoch by epoch"
     steps, rows = history.steps, history.table
     fig, axes = plt.subplots(1, 2 + ('ril' in steps), figsize=(4 + 2.8*(1 + ('ril' in steps)), 2.6))
-    for ax, terms in zip(axes, (('loss', 'agda'), ('ril',))):
+    for ax, terms in zip(axes, (('loss', 'agda', 'where'), ('ril',))):
         for k in terms: _smooth_curve(ax, steps, k)
     ends = steps.groupby('epoch').step.max()[rows.epoch] + 1
     axes[0].plot(ends, rows.valid_loss, 'k.--', lw=.8, label='validation')
@@ -274,7 +274,7 @@ def plot_curves(
 def _smooth_curve(ax, steps, k):
     "A running mean over a tenth of the run, with the raw steps faintly behind it"
     if k not in steps: return
-    name, color = {'loss': ('training', 'C0'), 'agda': ('training, after AGDA', 'C2'), 'ril': ('training', 'C1')}[k]
+    name, color = {'loss': ('training', 'C0'), 'agda': ('training, after AGDA', 'C2'), 'ril': ('training', 'C1'), 'where': ('training, where', 'C4')}[k]
     ax.plot(steps.step, steps[k], color=color, alpha=.2, lw=.8)
     ax.plot(steps.step, steps[k].rolling(max(1, len(steps)//10), min_periods=1).mean(), color=color, label=name)
 
@@ -552,6 +552,7 @@ def madd_learner(
     precision:str='auto', # 'fp32', 'bf16', 'fp16'; 'auto' is bf16 or fp16 on a GPU
     accumulate:int=1, ema:float=0., # Batches per step of the optimiser; decay of the moving average of the weights, 0 = none
     compile=False,      # True, or the name of a backend of `torch.compile`
+    wrap=None,          # Called with the model, gives what the learner trains and its callbacks; by default `madd_parts` where there is `analyse`
     metrics=None,       # Accuracy and AUC by default; `KeepBest` needs one called 'auc'
     cbs=None,           # More callbacks
     **kwargs            # For fastai's `Learner`
@@ -560,7 +561,7 @@ def madd_learner(
     check_dls(dls)
     model.to(memory_format=torch.channels_last)
     if hasattr(model, 'notes'): model.notes.update(data_notes(dls))
-    net, own = madd_parts(model, ril, agda) if hasattr(model, 'analyse') else (model, [])
+    net, own = wrap(model) if wrap else madd_parts(model, ril, agda) if hasattr(model, 'analyse') else (model, [])
     if compile: net.compile(backend='inductor' if compile is True else compile)
     folder = None if rank_distrib() else path   # only the first process writes
     own = [TrainEvalCallback(), QuietRecorder(), CastToTensor(), SetEpoch(), *own, NanGuard(), History(folder), KeepBest(folder), OneBar(),
