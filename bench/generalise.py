@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
 
-SETTINGS = dict(size=112, batch_size=32, epochs=6, pretrain_epochs=0, ema=0., lr=1e-3, workers=0, save_seconds=120.,     # every training; on top of madd.runs.TRAININGS['forge']
+SETTINGS = dict(size=112, batch_size=32, epochs=6, pretrain_epochs=0, where=0., ema=0., lr=1e-3, workers=0, save_seconds=120.,     # every training; on top of madd.runs.TRAININGS['forge']
                 forge=dict(pairs=512, val_pairs=128, margin=.05, ramp=2, people=0, val=40, test=60))                    # people=0: everybody who is left
 TEST = dict(other=40, frames=4, crfs=[23, 40], seed=0)                                                                  # people of another source; of the clips
 KINDS = {'madd': {}, 'no ril': dict(ril=False), 'no agda': dict(agda=False), 'plain': dict(model='PlainDetector')}
@@ -31,7 +31,7 @@ from madd.generalise import STUDIES, Only, called_fake, gain, held_out_table, me
 from madd.manifest import video_row
 from madd.media import save_image
 from madd.model import load, model_folder
-from madd.runs import over, read_config, read_words, run
+from madd.runs import RunConfig, over, read_config, read_words, run
 from madd.sources import face_source, portraits_table
 
 
@@ -195,7 +195,7 @@ def recalled(o):
     for at in lacking:
         c = read_json(at/'cell.json')
         same = json.loads(json.dumps(settings_of(config((c['kind'], c['left_out'], c['crowd'], c['seed']), o), o)))
-        if (c.get('forge'), c['settings']) != (FORGE_VERSION, same):
+        if (c.get('forge'), json.loads(json.dumps(asdict(RunConfig()))) | c['settings']) != (FORGE_VERSION, same):   # what a configuration has learnt since stood at its default
             raise UserError(f'{at} was trained with another forge or other settings than this call has: give the same settings, or another --out.')
     return lacking
 

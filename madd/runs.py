@@ -59,7 +59,7 @@ class ModelConfig:
     pretrained:bool = True           # Start the backbone from ImageNet weights
     pretrain_epochs:int = 0          # First train the backbone as a plain classifier (the released code: 20)
     pretrain_lr:float|None = None    # Learning rate of that stage; that of the run by default
-    where:float = 0.                 # Weight of the question where, put to a plain network on the endless forge (that stage, or `PlainDetector`); 0 = not asked
+    where:float = 0.                 # Weight of the second question, where, in that stage and in any other training of a plain network on the endless forge
     init:str = ''                    # Start from the weights of an earlier run: HQ -> LQ
 
 # %% ../nbs/11b_runs.ipynb #6c6542de
@@ -138,7 +138,6 @@ def make_config(
     if config.forge: forge_config(config.forge)
     if config.init and config.pretrain_epochs: raise UserError('init and pretrain_epochs both say where the first weights come from: choose one.')
     if config.where and not config.forge: raise UserError('where needs forgeries whose masks are known: train on the endless forge (forge.faces=...), or leave it out.')
-    if config.where and config.model != 'PlainDetector' and not config.pretrain_epochs: raise UserError('where is a question for a plain network: ask for such a stage with pretrain_epochs, or leave it out.')
     how = SCHEDULES[config.schedule]
     return replace(config, lr=how.lr if config.lr is None else config.lr, wd=how.wd if config.wd is None else config.wd)
 

@@ -150,6 +150,7 @@ def test_every_cell_is_a_configuration(bench):
     for c in {c for cells in bench.cells(g.STUDIES, 1, bench.CROWDS).values() for c in cells}:
         run = bench.config(c, o)
         assert run.forge['left_out'] == c[1] and run.forge.get('people', 0) == c[2] and run.seed == c[3] and run.pretrain_epochs == 0
+        assert run.where == 0   # as in the records
         assert (run.model == 'PlainDetector') == (c[0] == 'plain') and (run.ril, run.agda) == (c[0] != 'no ril', c[0] != 'no agda')
 
 
@@ -190,6 +191,17 @@ def test_the_study_is_killed_and_goes_on(tmp_path, call):
     elsewhere = lambda *more: call(*words('another'), *more)                 # another day: nothing but the record and the folder beside it
     assert 'other settings' in elsewhere('lr=1e-4')[1] and not (tmp_path/'another').exists()     # refused before anything was made
     said, refused = elsewhere(); assert not refused and '1 of 1 trainings are done' in said and read_json(tmp_path/'out.json')['tables'] == record['tables']
+
+
+def test_the_longer_record_can_be_continued_by_its_own_command(bench, tmp_path):
+    from madd.runs import over, read_words
+    record = read_json(RECORD.with_name('left_out.json'))
+    words = [w for w in record['command'].split(' --')[0].split()[2:]]
+    class o: faces, work, out, settings = 'portraits', tmp_path, RECORD.with_name('left_out.json'), over(bench.SETTINGS, read_words(words))
+    assert {f.name for f in bench.recalled(o)} == {c['cell'] for c in record['cells']}   # trained before a configuration knew of `where`
+    for word in ('where=1', 'ema=.5'):
+        o.settings = over(over(bench.SETTINGS, read_words(words)), read_words([word]))
+        with pytest.raises(UserError, match='other settings'): bench.recalled(o)
 
 
 @pytest.mark.skipif(not RECORD.exists(), reason='the study has not been recorded yet')
