@@ -7,8 +7,8 @@ __all__ = ['CHOICES', 'LEAST', 'TRAININGS', 'FREE', 'Run', 'ModelConfig', 'RunCo
            'read_yaml', 'read_words', 'over', 'read_config', 'to_yaml', 'git_revision', 'environment', 'data_print',
            'check_data', 'pack', 'unpack', 'write_state', 'checkpoints', 'read_state', 'random_states',
            'set_random_states', 'load_optimiser', 'Checkpoint', 'order_of', 'claim', 'begin', 'warm_start', 'new_model',
-           'backbone_stage', 'Journal', 'note', 'event_writer', 'shard', 'distributed', 'GlobalShare', 'sync_norms',
-           'GlobalBatchNorm', 'global_batch_norm', 'read_crops', 'start_processes', 'asks_where', 'loaders_of', 'run',
+           'asks_where', 'backbone_stage', 'Journal', 'note', 'event_writer', 'shard', 'distributed', 'GlobalShare',
+           'sync_norms', 'GlobalBatchNorm', 'global_batch_norm', 'read_crops', 'start_processes', 'loaders_of', 'run',
            'learner_of', 'finish']
 
 # %% ../nbs/11b_runs.ipynb #6c026b74
@@ -432,6 +432,10 @@ def new_model(config:RunConfig) -> nn.Module:
     if config.init: warm_start(model, config.init)
     return model
 
+def asks_where(config:RunConfig) -> bool:
+    "Is this the network that is asked where?"
+    return config.where > 0 and config.model == 'PlainDetector'
+
 def backbone_stage(config:RunConfig, data, out:Path, device=None) -> dict: # Weights of a backbone
     "Train the backbone as a plain classifier first; a run of its own, inside the run"
     stage = replace(config, model='PlainDetector', epochs=config.pretrain_epochs, lr=config.pretrain_lr or config.lr, pretrain_epochs=0, pretrain_lr=None, changes={})
@@ -557,10 +561,6 @@ def start_processes(
     if num_distrib() < 2: return device, []
     trainer = distributed(config.sync_bn, cpu=device.type == 'cpu')
     return trainer.accelerator.device, [trainer, GlobalShare()]
-
-def asks_where(config:RunConfig) -> bool:
-    "Is this the network that is asked where?"
-    return config.where > 0 and config.model == 'PlainDetector'
 
 def loaders_of(config:RunConfig, data, device):
     "Batches as a configuration wants them"

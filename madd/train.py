@@ -553,8 +553,7 @@ def madd_learner(
     accumulate:int=1, ema:float=0., # Batches per step of the optimiser; decay of the moving average of the weights, 0 = none
     compile=False,      # True, or the name of a backend of `torch.compile`
     wrap=None,          # Called with the model, gives what the learner trains and its callbacks; by default `madd_parts` where there is `analyse`
-    metrics=None,       # Accuracy and AUC by default; `KeepBest` needs one called 'auc'
-    cbs=None,           # More callbacks
+    metrics=None, cbs=None, # Accuracy and AUC by default, and `KeepBest` needs one called 'auc'; more callbacks
     **kwargs            # For fastai's `Learner`
 ) -> MADDLearner:
     "A learner for MADD, or for its plain control, with everything this notebook has shown"
