@@ -195,7 +195,7 @@ def recalled(o):
     for at in lacking:
         c = read_json(at/'cell.json')
         same = json.loads(json.dumps(settings_of(config((c['kind'], c['left_out'], c['crowd'], c['seed']), o), o)))
-        if (c.get('forge'), json.loads(json.dumps(asdict(RunConfig()))) | c['settings']) != (FORGE_VERSION, same):   # what a configuration has learnt since stood at its default
+        if (c.get('forge'), json.loads(json.dumps(asdict(RunConfig()))) | c['settings']) != (FORGE_VERSION, same):   # what a run could not be told then stood where its default is now: a new entry must be off by default
             raise UserError(f'{at} was trained with another forge or other settings than this call has: give the same settings, or another --out.')
     return lacking
 

@@ -273,6 +273,7 @@ def _run_settings(words, data, config, changes, resume, recipe, faces, given):
         begun = not data and len(words) == 1 and Path(words[0], 'config.yaml').is_file()     # OUT alone
         path = _run_paths(words, data, config, training or begun)[1]/'config.yaml'
         if not path.exists(): raise UserError(f'{path.parent} holds no run to go on with; leave --resume out to begin one.')
+        training = ''      # its file says everything, also what the recipe has today and had not when it began
     settings = read_config(path, changes, training, **given)
     if faces is not None and not settings.forge: raise UserError('--faces says whose faces are forged while a network learns, which only --recipe forge does.')
     if faces is not None: settings = read_config(path, changes, training, forge=dict(faces=faces), **given)

@@ -59,7 +59,7 @@ class ModelConfig:
     pretrained:bool = True           # Start the backbone from ImageNet weights
     pretrain_epochs:int = 0          # First train the backbone as a plain classifier (the released code: 20)
     pretrain_lr:float|None = None    # Learning rate of that stage; that of the run by default
-    where:float = 0.                 # Weight of the second question, where, in that stage and in any other training of a plain network on the endless forge
+    where:float = 0.                 # Weight of the second question, where, in that stage (or in a `PlainDetector` without one); the endless forge only
     init:str = ''                    # Start from the weights of an earlier run: HQ -> LQ
 
 # %% ../nbs/11b_runs.ipynb #6c6542de
@@ -135,9 +135,12 @@ def make_config(
         value = getattr(config, key)
         if value is not None and value < least: raise UserError(f'{key} must be at least {least}, got {value}.')
     if config.ema >= 1: raise UserError(f'ema must be below 1, got {config.ema}.')
-    if config.forge: forge_config(config.forge)
+    if config.forge:
+        forge_config(config.forge)
+        config = replace(config, forge={k: '' if v is None else v for k, v in config.forge.items()})   # `forge.faces=` on a command line
     if config.init and config.pretrain_epochs: raise UserError('init and pretrain_epochs both say where the first weights come from: choose one.')
     if config.where and not config.forge: raise UserError('where needs forgeries whose masks are known: train on the endless forge (forge.faces=...), or leave it out.')
+    if config.model != 'PlainDetector' and not config.pretrain_epochs: config = replace(config, where=0.)   # nobody is there to be asked, and nothing else may be written down
     how = SCHEDULES[config.schedule]
     return replace(config, lr=how.lr if config.lr is None else config.lr, wd=how.wd if config.wd is None else config.wd)
 
@@ -433,8 +436,8 @@ def new_model(config:RunConfig) -> nn.Module:
     return model
 
 def asks_where(config:RunConfig) -> bool:
-    "Is this the network that is asked where?"
-    return config.where > 0 and config.model == 'PlainDetector'
+    "Is this the network that is asked where? In a run of two stages the first is, and no other"
+    return config.where > 0 and config.model == 'PlainDetector' and not config.pretrain_epochs
 
 def backbone_stage(config:RunConfig, data, out:Path, device=None) -> dict: # Weights of a backbone
     "Train the backbone as a plain classifier first; a run of its own, inside the run"

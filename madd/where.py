@@ -7,7 +7,6 @@ __all__ = ['Located', 'two_scales', 'WithWhere', 'where_loss', 'WhereCallback', 
 
 # %% ../nbs/11a_where.ipynb #b10c0004
 from collections import namedtuple
-from functools import partial
 
 # %% ../nbs/11a_where.ipynb #b10c0005
 import warnings
@@ -58,17 +57,19 @@ def where_loss(
 # %% ../nbs/11a_where.ipynb #b10c0013
 class WhereCallback(Callback):
     "Takes the masks out of every training batch and adds what the answers to the second question cost"
-    order, run_valid = 1, False
+    order = 1
     def __init__(self,
         weight:float=1., # Of the second question
     ): self.weight = weight
 
     def before_batch(self):
-        if len(self.yb) < 2: raise UserError('The training batches hold no masks: ask for them with `endless_loaders(..., masks=True)`.')
-        self.learn.yb, self.mask = self.yb[:1], self.yb[1].float()/255
+        y, *masks = self.yb
+        if self.training and not masks: raise UserError('The training batches hold no masks: ask for them with `endless_loaders(..., masks=True)`.')
+        self.learn.yb, self.masks = (y,), masks
 
     def after_loss(self):
-        extra = where_loss(self.learn.parts.where, self.mask)
+        if not self.training: return
+        extra = where_loss(self.learn.parts.where, self.masks[0].float()/255)
         self.extra = extra.detach()
         self.learn.loss_grad = self.learn.loss_grad + self.weight*extra
 

@@ -305,5 +305,8 @@ def test_a_training_on_the_forge_needs_no_crops_and_goes_on(tmp_path):
     for again in (words, ('train', 'run', '--resume'), ('train', '--recipe', 'forge', 'run', '--resume')): assert 'finished before' in madd(*again, '--device', 'cpu', cwd=tmp_path).stdout
     config = (tmp_path/'run'/'config.yaml').read_text()
     assert 'recipe: paper' in config and 'left_out' not in config and "faces: ''" in config
+    assert 'ema: 0.99\n' in config and 'where: 0.0\n' in config      # without a first stage nobody was asked
+    (tmp_path/'run'/'config.yaml').write_text(config.replace('ema: 0.99\n', ''))   # begun when there was no such entry: the recipe of today does not fill it
+    assert 'finished before' in madd('train', '--recipe', 'forge', 'run', '--resume', '--device', 'cpu', cwd=tmp_path).stdout
     card = ' '.join((madd('card', 'run', cwd=tmp_path), tmp_path/'run'/'README.md')[1].read_text().split())
     assert 'the endless forge of madd' in card and '| people | 4 |' in card and 'license: unknown' in card

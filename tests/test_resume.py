@@ -172,6 +172,16 @@ def test_hq_to_lq_and_a_backbone_stage(data, whole, tmp_path):
     assert all(torch.equal(v, first.seen[k]) for k, v in load(tmp_path/'staged/pretrain').state_dict().items() if k.startswith('backbone'))
 
 
+def test_a_training_that_is_asked_where_goes_on_with_the_same_bits(tmp_path):
+    asked = make_config(SMALL | dict(model='PlainDetector', where=1., size=64, forge=dict(faces='', people=4, val=2, test=2, pairs=9, val_pairs=4)))
+    whole = run(asked, None, tmp_path/'whole', device='cpu')
+    with pytest.raises(KeyboardInterrupt): run(asked, None, tmp_path/'run', device='cpu', cbs=[At(1, 0, lambda cb: raise_(KeyboardInterrupt()))])
+    assert not (tmp_path/'run'/'train.json').exists()
+    again = run(asked, None, tmp_path/'run', device='cpu')
+    assert alike(whole.folder, again.folder) and again.history['where'].gt(0).all()
+    again.learner.validate(0)   # with masks in the batches, and no question
+
+
 def test_a_checkpoint_is_data_and_never_code(data, tmp_path):
     import pickle
     folder = tmp_path/'c'/'00000-0000001'

@@ -35,11 +35,22 @@ def test_it_ships_a_calibrated_model_with_its_provenance(made):
     assert not any(str(at) in f.read_text() for f in (at/'box').glob('*.[jmy]*') if f.suffix != '.safetensors')
 
 
+def test_the_recipe_makes_what_is_in_the_box():
+    from dataclasses import asdict
+    from madd.runs import read_config
+    from madd.model import model_folder
+    assert asdict(read_config(model_folder('madd-lite')/'config.yaml')) == asdict(read_config(training='forge'))
+
+
 def test_every_model_is_measured_on_both_sources(made):
     record = read_json(made[0]/'box'/'results.json')
     assert {(r['model'], r['dataset']) for r in record['rows']} == {(m, f'forge of {d}') for m in ('madd-lite', 'plain') for d in ('portraits', 'built-in identities')}
     about = record['about']
     assert {stage: [r['epoch'] for r in rows] for stage, rows in about['history'].items()} == {'first stage': [0], 'second stage': [0]}
+    first, second = (about['history'][f'{n} stage'][0] for n in ('first', 'second'))
+    assert first['where'] > 0 and 'where' not in second and {'ril', 'agda'} <= set(second) - set(first)   # the plain backbone was asked where, MADD was not
+    for net in ('run', 'run/pretrain'):
+        with safe_open(made[0]/'weights'/net/'model.safetensors', 'pt') as f: assert not any('ask' in k for k in f.keys())   # and nothing of the question is kept
     assert about['people'] == dict(test=6, val=8, train=8) and about['milliseconds_per_face'] > 0 and about['portraits_called_fake'][0]['n'] == 6
 
 
