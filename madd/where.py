@@ -51,7 +51,7 @@ def where_loss(
     where:list,  # (B, 1, h, w) logits, one per stage
     mask:Tensor, # (B, 1, H, W) in [0, 1]: what was replaced
 ) -> Tensor:
-    "Binary cross-entropy with the share of every cell that was replaced, mean over the stages"
+    "Binary cross-entropy with how much of every cell was replaced, mean over the stages"
     return torch.stack([F.binary_cross_entropy_with_logits(w.float(), F.adaptive_avg_pool2d(mask, w.shape[-2:])) for w in where]).mean()
 
 # %% ../nbs/11a_where.ipynb #b10c0013
