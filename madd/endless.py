@@ -467,7 +467,6 @@ class ForgeConfig:
 def forge_config(values:dict) -> ForgeConfig:
     "Checked settings of the endless forge; a wrong word is answered with the right ones"
     kinds = {f.name: f.type for f in fields(ForgeConfig)}
-    values = {k: '' if v is None and kinds.get(k) is str else v for k, v in values.items()}   # `forge.faces=` on a command line
     for key, value in values.items():
         if key not in kinds: raise UserError(f'The endless forge has no setting {key!r}; it has {", ".join(kinds)}.')
         good = isinstance(value, str) if kinds[key] is str else type(value) in (int, kinds[key]) and value >= 0

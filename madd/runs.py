@@ -136,8 +136,8 @@ def make_config(
         if value is not None and value < least: raise UserError(f'{key} must be at least {least}, got {value}.')
     if config.ema >= 1: raise UserError(f'ema must be below 1, got {config.ema}.')
     if config.forge:
-        forge_config(config.forge)
         config = replace(config, forge={k: '' if v is None else v for k, v in config.forge.items()})   # `forge.faces=` on a command line
+        forge_config(config.forge)
     if config.init and config.pretrain_epochs: raise UserError('init and pretrain_epochs both say where the first weights come from: choose one.')
     if config.where and not config.forge: raise UserError('where needs forgeries whose masks are known: train on the endless forge (forge.faces=...), or leave it out.')
     if config.model != 'PlainDetector' and not config.pretrain_epochs: config = replace(config, where=0.)   # nobody is there to be asked, and nothing else may be written down

@@ -196,7 +196,7 @@ def test_the_study_is_killed_and_goes_on(tmp_path, call):
 def test_the_longer_record_can_be_continued_by_its_own_command(bench, tmp_path):
     from madd.runs import over, read_words
     record = read_json(RECORD.with_name('left_out.json'))
-    words = [w for w in record['command'].split(' --')[0].split()[2:]]
+    words = record['command'].split(' --')[0].split()[2:]
     class o: faces, work, out, settings = 'portraits', tmp_path, RECORD.with_name('left_out.json'), over(bench.SETTINGS, read_words(words))
     assert {f.name for f in bench.recalled(o)} == {c['cell'] for c in record['cells']}   # trained before a configuration knew of `where`
     for word in ('where=1', 'ema=.5'):
