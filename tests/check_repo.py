@@ -1,4 +1,4 @@
-"""Promises about the repository, checked: notebooks are clean and show no path of a machine, the library is what they export, an exported cell can be read at one glance, links lead somewhere, the README and the line under each title are current."""
+"""Promises about the repository, checked: notebooks are clean and show no path of a machine, the library is what they export, an exported cell can be read at one glance, links lead somewhere, a lesson ends as lessons do and its exercises are answered, the README and the line under each title are current."""
 import ast, json, re, subprocess, sys
 from pathlib import Path
 import nbformat
@@ -57,6 +57,29 @@ def long_cells(cells):
     return [f'{nb}: {name} ({n} lines)' for (nb, name), n in long.items() if (nb, name) not in LONG or n > LONGEST] + [f'{nb}: {name} (fits now: take it out of LONG)' for nb, name in LONG if (nb, name) not in long]
 
 
+ENDS = ('What to remember', 'Where it goes next', 'Exercises')   # of every lesson that exports something
+
+def headings(p):
+    "The text under each heading of the second level or below, heading -> text"
+    found, at = {}, ''
+    for line in '\n'.join(c.source for c in nbformat.read(p, 4).cells if c.cell_type == 'markdown').splitlines():
+        if line.startswith('##'): at = line.lstrip('# ').strip()
+        found[at] = found.get(at, '') + line + '\n'
+    return found
+
+
+def unfinished_lessons(folder=ROOT/'nbs'):
+    "Lessons without their last sections, and exercises without an answer (or answers without an exercise)"
+    answers = {h for h in headings(folder/'90_solutions.ipynb') if 'exercise' in h}
+    for p in sorted(folder.glob('[0-9]*.ipynb')):
+        sections, number = headings(p), p.stem.split('_')[0]
+        if any('export' in directives(c) for c in nbformat.read(p, 4).cells if c.cell_type == 'code'):
+            yield from (f'{p.stem} has no section "{h}"' for h in ENDS if h not in sections)
+        asked = {f'{number} · exercise {n}' for n in re.findall(r'^(\d+)\. ', sections.get('Exercises', ''), re.M)}
+        given = {h for h in answers if h.startswith(number + ' ·')}
+        yield from (f'{a} is {"not answered" if a in asked else "answered and not asked"} in {p.stem if a in given else "90_solutions"}' for a in sorted(asked ^ given))
+
+
 def main():
     bin_ = Path(sys.executable).parent
     failed = False
@@ -71,6 +94,7 @@ def main():
     if found := long_cells(exported_cells()): failed = True; print(f'exported cells of more than {GLANCE} lines (or {LONGEST}, where LONG names them): {", ".join(found)}')
     if found := machine_paths(): failed = True; print(f'paths of a machine in the outputs of {", ".join(found)}: run them again without')
     if found := list(broken_links()): failed = True; print(f'links that lead nowhere: {", ".join(found)}')
+    if found := list(unfinished_lessons()): failed = True; print(f'lessons that do not end as lessons do: {"; ".join(found)}')
     sys.exit(1 if failed else 0)
 
 
