@@ -15,13 +15,12 @@ warnings.filterwarnings('ignore', message='.torch.jit.script. is deprecated', ca
 # %% ../nbs/11a_where.ipynb #b10c0006
 import torch
 import torch.nn.functional as F
-from fastai.callback.core import Callback
 from torch import Tensor, nn
 
 # %% ../nbs/11a_where.ipynb #b10c0007
 from .core import UserError
 from .backbone import Backbone
-from .train import UnpackParts, WithParts
+from .train import ExtraCost, UnpackParts, WithParts
 
 # %% ../nbs/11a_where.ipynb #b10c0010
 def two_scales(backbone:Backbone) -> list: # Names of stages
@@ -55,9 +54,9 @@ def where_loss(
     return torch.stack([F.binary_cross_entropy_with_logits(w.float(), F.adaptive_avg_pool2d(mask, w.shape[-2:])) for w in where]).mean()
 
 # %% ../nbs/11a_where.ipynb #b10c0013
-class WhereCallback(Callback):
+class WhereCallback(ExtraCost):
     "Takes the masks out of every training batch and adds what the answers to the second question cost"
-    order = 1
+    order, run_valid = 1, True   # masks must go in a validation, too
     def __init__(self,
         weight:float=1., # Of the second question
     ): self.weight = weight
@@ -68,10 +67,7 @@ class WhereCallback(Callback):
         self.learn.yb, self.masks = (y,), masks
 
     def after_loss(self):
-        if not self.training: return
-        extra = where_loss(self.learn.parts.where, self.masks[0].float()/255)
-        self.extra = extra.detach()
-        self.learn.loss_grad = self.learn.loss_grad + self.weight*extra
+        if self.training: self.add(where_loss(self.learn.parts.where, self.masks[0].float()/255), self.weight)
 
 def where_parts(
     model:nn.Module, # `PlainDetector`

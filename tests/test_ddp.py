@@ -17,6 +17,9 @@ for name, settings in {runs!r}.items(): go({root!r}, sys.argv[1] + name, setting
 '''
 
 
+ASKED = dict(model='PlainDetector', where=1., size=64, batch_size=6, forge=dict(faces='', people=4, val=2, test=2, pairs=6, val_pairs=3))   # endless pairs and their masks
+
+
 class PickMost:
     "AGDA without dice: every picture is degraded where its strongest map looks"
     def __init__(self):
@@ -60,8 +63,8 @@ def go(root, out, settings):
     def learner_of(config, dls, model, out, cbs):
         model.double()
         learn = first(config, dls, model, out, cbs)
-        learn.model.ril.double()
-        learn.agda.augment = PickMost()
+        if config.model == 'MADD': learn.model.ril.double(); learn.agda.augment = PickMost()
+        else: learn.model.double(); learn.model.net.head.dropout.p = 0.     # also the convolutions that answer where; a control's dropout is no setting
         return learn
     first, runs.learner_of = runs.learner_of, learner_of
     class Double(Callback):
@@ -110,11 +113,15 @@ def folder(tmp_path_factory): return tmp_path_factory.mktemp('runs')
 
 
 @pytest.fixture(scope='module')
-def alone(root, folder): return trained(root, folder, 1, whole={})['whole'][0]
+def singles(root, folder): return trained(root, folder, 1, whole={}, asked=ASKED)
 
 
 @pytest.fixture(scope='module')
-def shared(root, folder): return trained(root, folder, 2, whole={}, apart=dict(sync_bn=False, epochs=1))
+def alone(singles): return singles['whole'][0]
+
+
+@pytest.fixture(scope='module')
+def shared(root, folder): return trained(root, folder, 2, whole={}, apart=dict(sync_bn=False, epochs=1), asked=ASKED)
 
 
 def largest(a, b, part):
@@ -138,3 +145,12 @@ def test_two_processes_equal_one(alone, shared, folder):
 
 def test_the_comparison_notices_batch_norm_that_is_not_shared(alone, shared):
     assert largest(alone[0], shared['apart'][0][0], 'grad/0') > 1e-3
+
+
+def test_two_processes_are_asked_where_and_equal_one(singles, shared):
+    one, table, facts = singles['asked'][0]
+    (two, table2, facts2), (other, _, facts3) = shared['asked']
+    assert facts['sizes'] == [6, 6]*2 and facts2['sizes'] == facts3['sizes'] == [3, 3]*2
+    assert largest(one, two, 'grad') < 1e-5 and largest(one, two, 'state') < 1e-5 and largest(two, other, 'state') == 0
+    assert largest(one, {k: torch.zeros_like(v) for k, v in one.items()}, 'state/ask') > 0 and table['where'].gt(0).all()
+    np.testing.assert_allclose(table.values, table2.values, atol=1e-5)
