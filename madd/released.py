@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 from fastcore.basics import store_attr
+from timm.models.efficientnet import EfficientNet
 from .core import UserError
 from .backbone import LEVELS, rename_key
 from .texture import full_precision, texture_residual
@@ -220,6 +221,7 @@ def released_port(
     net:nn.Module, # An EfficientNet of timm; changed in place
 ):
     "Pad like the released EfficientNet, and let its running statistics move as slowly"
+    if not isinstance(net, EfficientNet): raise UserError("The released padding belongs to the authors' EfficientNet: choose an EfficientNet, or keep timm's padding with port='timm'.")
     for name, m in list(net.named_modules()):
         if isinstance(m, nn.BatchNorm2d): m.eps, m.momentum = 1e-3, .01
         if not isinstance(m, nn.Conv2d) or m.stride[0] == 1: continue
