@@ -199,6 +199,7 @@ def calibration_of(
 ) -> Calibration:
     "Temperature, shift and thresholds from validation scores; the promise is made to every compression in which there are enough videos"
     d = scores[scores.logit.notna()].reset_index(drop=True)
+    if not 0 < alpha < .5: raise UserError(f'alpha must lie between 0 and 0.5 (.05 is five percent), not at {alpha}.')
     if set(d.split) != {'val'}: raise UserError('A calibration is fitted on the validation split only, never on test data.')
     w, steps = balanced_weights(d), {'raw': RAW}
     kinds = {name: int(d.video[d.label == k].nunique()) for name, k in (('real', REAL), ('fake', FAKE))}

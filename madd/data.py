@@ -153,6 +153,8 @@ def index(
     elif not kept:
         df, rule = _without_leaks(df, notes), 'folders' if reader == 'real and fake' else 'official'
         df = _missing_parts(df.assign(split_rule=np.where(df.split == '', '', rule)), seed, notes)
+        shown = df.label[df.split == 'train']
+        if shown.nunique() == 1: notes.append(f'the training part shows one class only ({len(shown)} videos, all {"fake" if shown.iloc[0] else "real"}), so nothing can be trained with this split; by="people" (`--by people`) makes a split of your own, whose test numbers cannot be compared with published ones')
     df.attrs = {}
     if notes: warnings.warn(plain(f'{root}: {". ".join(n[0].upper() + n[1:] for n in notes)}. The rest is indexed.'), stacklevel=2)
     return validate(df if kept else check_leaks(df))

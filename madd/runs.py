@@ -391,20 +391,20 @@ def after_epoch(self:Checkpoint):
     if self.started: self.save(self.epoch + 1, 0)
 
 # %% ../nbs/11b_runs.ipynb #54e0c030
-FREE = ('workers', 'save_steps', 'save_seconds', 'tensorboard', 'lr')   # may change in the middle of a run
+FREE = ('workers', 'save_steps', 'save_seconds', 'tensorboard', 'lr')   # may change in the middle of a run (the rate no more once it is over)
 
 def claim(
     out:Path, config:RunConfig,
 ) -> bool: # Whether the run is finished already
     "Check that a folder is free for a run, or holds a run of the same configuration; writes nothing"
-    out = Path(out)
+    out, ended = Path(out), (Path(out)/'train.json').exists()
     if out.is_file(): raise UserError(f'{out} is a file; a run is a folder.')
     if (out/'config.yaml').exists():
         old, new = asdict(read_config(out/'config.yaml')), asdict(config)
-        differ = [f'{k} was {old[k]!r} and is now {new[k]!r}' for k in new if old[k] != new[k] and k not in FREE]
+        differ = [f'{k} was {old[k]!r} and is now {new[k]!r}' for k in new if old[k] != new[k] and (k not in FREE or ended and k == 'lr')]
         if differ: raise UserError(f'{out} holds a run with other settings ({"; ".join(differ)}): choose another folder.')
     elif (out/'config.json').exists(): raise UserError(f'{out} holds a model that is no run of `madd train`: choose another folder.')
-    return (out/'train.json').exists()
+    return ended
 
 def begin(out:Path, config:RunConfig, device, dls):
     "Write down what is about to be done"
@@ -442,8 +442,10 @@ def asks_where(config:RunConfig) -> bool:
 def backbone_stage(config:RunConfig, data, out:Path, device=None) -> dict: # Weights of a backbone
     "Train the backbone as a plain classifier first; a run of its own, inside the run"
     stage = replace(config, model='PlainDetector', epochs=config.pretrain_epochs, lr=config.pretrain_lr or config.lr, pretrain_epochs=0, pretrain_lr=None, changes={})
-    run(stage, data, Path(out)/'pretrain', device=device)
-    return load(Path(out)/'pretrain').backbone.state_dict()
+    at = Path(out)/'pretrain'
+    if (at/'train.json').exists(): stage = replace(stage, lr=read_config(at/'config.yaml').lr)   # it is over; a lower rate is for what follows
+    run(stage, data, at, device=device)
+    return load(at).backbone.state_dict()
 
 # %% ../nbs/11b_runs.ipynb #b8e533ab
 class Journal(FitCallback):

@@ -126,6 +126,7 @@ def cell_scores(
     name:str, value=None, # As in `degrade`
     seed:int=0, batch_size:int=32,
     num_workers:int=0,  # Processes that read and damage
+    calibrated:bool=True, # Use the calibration every model carries; False: raw
 ) -> pd.DataFrame: # One row per model and frame: model, the columns of the crops, logit, prob
     "Score all models on the same damaged crops"
     df, modes = crops.reset_index(drop=True), {k: m.training for k, m in models.items()}
@@ -140,7 +141,7 @@ def cell_scores(
                 z[k][rows] = fake_logit(m(x.to(next(iter(m.parameters()), x).device))).numpy()
     finally:
         for k, m in models.items(): m.train(modes[k])
-    return pd.concat([df.assign(model=k, logit=z[k], prob=calibrated_probability(z[k], *model_calibration(m))) for k, m in models.items()], ignore_index=True)
+    return pd.concat([df.assign(model=k, logit=z[k], prob=calibrated_probability(z[k], *(model_calibration(m) if calibrated else (1., 0.)))) for k, m in models.items()], ignore_index=True)
 
 # %% ../nbs/12b_stress.ipynb #11285dbe
 def _batches(videos, batch_size):
@@ -160,10 +161,10 @@ def _fingerprint(model):
     for k, v in model.state_dict().items(): h.update(k.encode()); h.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return dict(weights=h.hexdigest()[:16], calibration=list(model_calibration(model)), size=notes.get('size'))
 
-def _claim(out, models, df, seed):
+def _claim(out, models, df, seed, calibrated=True):
     "Mark a folder as that of one sweep, or refuse another's"
     rows = hashlib.sha256(df[['video', 'frame', 'crop', 'label']].to_csv(index=False).encode()).hexdigest()[:16]
-    now, path = dict(models={k: _fingerprint(m) for k, m in models.items()}, crops=rows, seed=seed), Path(out)/'sweep.json'
+    now, path = dict(models={k: _fingerprint(m) for k, m in models.items()}, crops=rows, seed=seed) | ({} if calibrated else dict(raw=True)), Path(out)/'sweep.json'
     if path.exists() and read_json(path) != now: raise UserError(f'{out} holds the sweep of other models, crops or another seed: choose a new folder.')
     write_json(path, now)
 
@@ -190,7 +191,7 @@ def stress_scores(
     df = usable(crops[crops.split == split] if split else crops)
     if not len(df): raise UserError(f'There is no crop in the split {split!r}; there are {sorted(set(crops.split))}.')
     for m in models.values(): check_crops(m, df)
-    _claim(out, models, df, seed)
+    _claim(out, models, df, seed, kw.get('calibrated', True))
     keep, parts = [k for k in ('path', 'label', 'dataset', 'method', 'compression', 'video', 'target', 'split', 'frame', 'track', 'crop') if k in df], []
     for name, level, value in progress(cells_of(names, levels), desc='stress'):
         path = Path(out)/'cells'/(f'{name}_{value:g}.parquet' if level else f'{name}.parquet')
