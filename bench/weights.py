@@ -30,7 +30,7 @@ NOTE = 'This model has learnt from forgeries that madd made of public-domain por
 
 
 def stills(net, source, names, detector):
-    "One row per untouched portrait: a picture as it was published, cut as `madd predict` cuts it"
+    "One row per untouched portrait as its source gives it: the face with what surrounds it, found as in training (bench/portraits.py asks `madd predict` about the files themselves)"
     at, rows = {source[i][0]: i for i in range(len(source))}, []
     for name in progress(names, desc='portraits'):
         rgb = source[at[name]][1]

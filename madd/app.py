@@ -29,7 +29,7 @@ def verdict_table(
     "One line per file: the word, the number, the people, and everything that weakens the answer"
     line = Markup('<tr><td><span style="background:{};color:#fff;border-radius:9px;padding:1px 9px;white-space:nowrap">{}</span></td><td>{}</td><td>{}</td><td>{}</td></tr>')
     score = lambda r: '' if r['probability'] is None else f'{r["probability"]:.2f}'
-    said = lambda r: ' '.join([r['reason'].capitalize() + '.'] * bool(r['reason']) + list(r['notes']))
+    said = lambda r: ' '.join([r['reason'][:1].upper() + r['reason'][1:] + '.'] * bool(r['reason']) + list(r['notes']))
     plain = lambda r: Path(r['path']).name.encode('utf-8', 'replace').decode()
     body = Markup('').join(line.format(BADGE[r['verdict']], r['verdict'], score(r), plain(r), said(r)) for r in rows)
     return Markup('<table class="verdicts"><tr><th>verdict</th><th>P(fake)</th><th>file</th><th>what to know</th></tr>{}</table><p>{}</p>').format(body, SCORE_NOTE)

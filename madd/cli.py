@@ -11,6 +11,7 @@ __all__ = ['app', 'FULL', 'DEFAULT', 'WHICH', 'LEARNT', 'Seed', 'Workers', 'Face
 # %% ../nbs/15_cli.ipynb #b2563080
 import errno, os, re, sys, textwrap, traceback, warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Optional
 
 # %% ../nbs/15_cli.ipynb #512cd80a
@@ -67,7 +68,7 @@ def explain(
     if is_a(e, 'ClickException'): return 2, _usage(e)
     if is_a(e, 'UserError'): return 2, str(e)
     if isinstance(e, MemoryError) or is_a(e, 'OutOfMemoryError'): return 2, 'There is not enough memory for this; smaller --size, --batch-size or --workers may help.'
-    if trouble := disk_trouble(e): return 2, f'{trouble[0].upper()}{trouble[1:]}. What is finished has been kept; the same command goes on from there.'
+    if trouble := disk_trouble(e): return 2, f'{trouble[0].upper()}{trouble[1:]}.' + ' What is finished has been kept; the same command goes on from there.'*(getattr(e, 'errno', None) not in (errno.ENOTDIR, errno.ENOENT, errno.EISDIR))
     first = (str(e).strip() or 'no message').splitlines()[0]
     return 1, f'This is a bug in madd, not in your data: {type(e).__name__}: {first} (run again with --debug and report what it prints)'
 
@@ -76,6 +77,8 @@ def _usage(e) -> str:
     "What is wrong with the words that were typed, and where the right ones are listed"
     message = e.format_message().rstrip('.')
     command = e.ctx.command_path if getattr(e, 'ctx', None) else 'madd'
+    file = next((w for w in sys.argv[1:] if w.startswith('-') and Path(w).exists()), '')
+    if file: return f'{message}. For the file of that name write ./{file}'
     return f'{message}. See `{command} --help`.'
 
 # %% ../nbs/15_cli.ipynb #b71c7bfc
@@ -403,6 +406,7 @@ def evaluate(
     goal = get_protocol(protocol) if protocol else dict(level='video', split=split)
     crops = None if protocol else load_table(data)
     if split not in ('train', 'val', 'test', ''): raise UserError(f"--split is 'train', 'val', 'test' or '' for everything, not {split!r}.")
+    if raw and calibrate: raise UserError('--raw ignores the calibration that --calibrate would fit: give one of the two.')
     if protocol and calibrate: raise UserError('A protocol measures on foreign data; calibrate on the data the model was trained with, in a call of its own.')
     reuse_memory()
     how = dict(batch_size=batch_size, num_workers=workers, calibrated=not raw)
@@ -420,7 +424,7 @@ def _measure(models, named, data, crops, output, goal, protocol, alpha, stress, 
     facts = {k: dict(temperature=m.notes.get('temperature', 1.), shift=m.notes.get('shift', 0.)) for k, m in named.items()} if how['calibrated'] else 'not used'
     about = dict(models=list(models), fingerprints=_fingerprints(folders), data=str(data), split=goal['split'], protocol=protocol or '', calibration=facts)
     written = _write_evaluation(output, table, scores, root, about)
-    if stress: written |= _stress(named, df, root, output/'stress', goal['split'], *pace)
+    if stress: written |= _stress(named, df, root, output/'stress', goal['split'], *pace, how['calibrated'])
     _show_table(table, goal['level'], written)
 
 # %% ../nbs/15_cli.ipynb #d1aaa4ae
@@ -450,11 +454,11 @@ def _calibrate(folders, named, df, root, alpha, batch_size, workers):
         say(f'{name}: temperature {found.temperature:.3f}, shift {found.shift:.3f}, ECE {frames.ece.iloc[0]:.3f} -> {frames.ece.iloc[-1]:.3f} on validation frames'
             + ('' if found.low is None else f'; likely real up to {found.low:.3f}, likely fake from {found.high:.3f}'))
 
-def _stress(named, df, root, out, split, batch_size, workers) -> dict: # What was written: path
+def _stress(named, df, root, out, split, batch_size, workers, calibrated=True) -> dict: # What was written: path
     "The robustness sweep, and its picture"
     import matplotlib; matplotlib.use('Agg')
     from madd.stress import stress
-    stress(named, df, root, out, split=split, batch_size=batch_size, num_workers=workers)
+    stress(named, df, root, out, split=split, batch_size=batch_size, num_workers=workers, calibrated=calibrated)
     return {'Robustness': out/'stress.png', 'Its numbers': out/'stress.csv'}
 
 # %% ../nbs/15_cli.ipynb #4d28d399
@@ -485,7 +489,7 @@ def _show_schema(wanted:bool):
 def predict(
     paths:Annotated[list[str], typer.Argument(metavar='PATH...', help="Pictures, clips, folders, patterns, addresses; '-' for a list of these on standard input, one per line or separated by NUL.", show_default=False)],
     model:Model=DEFAULT,
-    output:Annotated[Path, _opt('--output', '-o', help='Folder for the lines, tables, page, figures and clips.')]=Path('predictions'),
+    output:Annotated[Path, _opt('--output', '-o', help='Folder for the lines, tables, page, figures and clips; the lists and the page of an earlier run there are replaced.')]=Path('predictions'),
     frames:Annotated[int, _opt('--frames', min=1, help='Frames per clip, evenly spaced.')]=16,
     figures:Annotated[bool, typer.Option('--figures/--no-figures', help='Draw what was judged.')]=True,
     video:Annotated[bool, typer.Option('--video', help='Write each clip once more, with boxes, scores and a timeline.')]=False,
@@ -499,17 +503,18 @@ def predict(
 ):
     """Judge pictures and clips.
 
-    Likely real, likely fake, uncertain, or no verdict with the reason. Everybody in a clip is judged apart. What was judged before is not judged again. Status 0 when at least one file was judged, 2 when none was.
+    Likely real, likely fake, uncertain, or no verdict with the reason. Everybody in a clip is judged apart, up to six people in a frame. What was judged before is not judged again. Status 0 when at least one file was judged, 2 when none was.
     """
     import matplotlib; matplotlib.use('Agg')
     from madd.core import SCORE_NOTE, UserError, house_style, reuse_memory
-    from madd.judge import predict_paths
+    from madd.judge import predict_paths, threshold_note
     house_style(); reuse_memory()
     rows = predict_paths(paths, model, output, n_frames=frames, figures=figures, video=video, allow_download=allow_download, timeout=timeout,
                          runtime=runtime, batch_size=batch_size, device=_device(device) if runtime == 'torch' else device)
     say(*map(json_line if json else verdict_line, rows))
     if not any(r['probability'] is not None for r in rows): raise UserError(nothing_judged(rows, output))
-    if not json: say(SCORE_NOTE, f'For people: {output/"predictions.html"}; for spreadsheets: {output/"predictions.csv"}; for programs: {output/"predictions.jsonl"}')
+    how = next(SimpleNamespace(**{k: r[k] for k in ('low', 'high', 'calibrated')}) for r in rows if r['probability'] is not None)
+    if not json: say(threshold_note(how), SCORE_NOTE, f'For people: {output/"predictions.html"}; for spreadsheets: {output/"predictions.csv"}; for programs: {output/"predictions.jsonl"}')
 
 # %% ../nbs/15_cli.ipynb #768f2b66
 @app.command(name='app')
@@ -622,6 +627,7 @@ def json_line(row:dict) -> str:
 
 def verdict_line(row:dict) -> str:
     "One verdict for a person"
-    p, several = row['probability'], f"  {len(row['people'])} people" if len(row['people']) > 1 else ''
+    n, judged = len(row['people']), sum(p.get('probability') is not None for p in row['people'])
+    p, several = row['probability'], f'  {n} people' + f', {judged} judged'*(0 < judged < n) if n > 1 else ''
     why = row['reason'] if p is None else ', '.join(f for f in row['flags'] if f != 'several people')
     return f"{row['verdict']:12} {'    -' if p is None else f'{p:5.2f}'}  {printable(row['path'])}{several}" + (f'  ({why})' if why else '')

@@ -8,8 +8,8 @@ __all__ = ['MAX_PIXELS', 'MAX_SIDE', 'DAMAGED', 'JOBS', 'VERDICT_COLOURS', 'LINE
            'is_link', 'list_files', 'picture_doubt', 'Reader', 'short_hash', 'safe_name', 'plain_link', 'fetch',
            'Judged', 'verdict_schema', 'case_name', 'stamp', 'stored', 'judge', 'judge_file', 'draw_figure', 'boxes_at',
            'draw_boxes', 'clip_end', 'score_lines', 'score_strip', 'annotated', 'draw_clip', 'file_row', 'face_rows',
-           'disarmed', 'write_csv', 'timeline', 'prediction_page', 'write_page', 'write_lists', 'sweep',
-           'predict_paths']
+           'disarmed', 'write_csv', 'timeline', 'prediction_page', 'threshold_note', 'write_page', 'write_lists',
+           'sweep', 'predict_paths']
 
 # %% ../nbs/14b_judge.ipynb #cf21382f
 import bisect, contextlib, csv, hashlib, http.client, importlib, json, multiprocessing, os, re, signal, sys, tempfile, textwrap, threading, time, urllib.error, urllib.parse, urllib.request, warnings
@@ -692,6 +692,15 @@ def prediction_page(
     return Path(out)
 
 # %% ../nbs/14b_judge.ipynb #4a90a6cf
+def threshold_note(
+    settings, # `JudgeSettings`
+) -> str:
+    "What the words mean, for somebody who has never seen a threshold"
+    said = f'Likely real is said up to P(fake) {settings.low:.2f}, likely fake from {settings.high:.2f} on, uncertain between. '
+    if not settings.calibrated: return said + 'These thresholds are defaults that were not measured for this model.'
+    return said + ('They were chosen on clips of other people, so that few of the real ones were called fake; on other material mistakes may be more frequent. '
+                   'P(fake) takes real and fake for equally common beforehand: where forgeries are rare, most alarms are false.')
+
 PAGE_PICTURES = 100   # the page carries its pictures inside, so it must not grow without end
 
 def write_page(
@@ -704,8 +713,7 @@ def write_page(
     for i, r in enumerate(rows):
         if not r['figure'] or len(figures) == PAGE_PICTURES: continue
         with contextlib.suppress(BadMedia): figures[i] = [Picture(read_image(out/'files'/r['figure']), '', 'Frame, crop and attention: where the model looked.')]
-    limits = [f'At {settings.low:g} or below a person is called likely real, at {settings.high:g} or above likely fake, and uncertain between.'
-              + ('' if settings.calibrated else ' These thresholds are defaults that were not measured for this model.')]
+    limits = [threshold_note(settings)]
     if len(figures) == PAGE_PICTURES: limits.append(f'Only the first {PAGE_PICTURES} figures are shown here; the others are in the folder "files".')
     prediction_page(rows, out/'predictions.html', figures, limits=limits)
 
@@ -752,6 +760,7 @@ def predict_paths(
 ) -> list: # One dict per file, in the order of predictions.jsonl
     "Judge many files; bad ones are listed with the reason, and finished ones are not judged again"
     out, (files, links, bad) = Path(out), list_files(paths, out)
+    if at := next((p for p in (out, *out.parents) if p.exists() and not p.is_dir()), None): raise UserError(f'{at} is a file, and the results need a folder: choose another output.')
     with Reader() as reader:
         reader.start()                                   # before a model and its threads are there
         detector = model_dir if not isinstance(model_dir, (str, Path)) else Detector.load(model_dir, device, runtime=runtime, batch_size=batch_size)

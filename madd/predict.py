@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'VERDICT_FORMAT', 'FLAGS', 'LIMITS', 'HOLDING', 'NARROWEST', 'MEASURES', 'LAYOUT', 'COLOUR', 'PEOPLE',
-           'FEW', 'APART', 'COLOURS', 'MARKERS', 'verdict_word', 'JudgeSettings', 'read_settings', 'save_settings',
-           'FaceLook', 'FrameLook', 'Person', 'Verdict', 'open_file', 'file_frames', 'crop_scores', 'face_square',
-           'enlargement', 'outside', 'turning', 'softness', 'blockiness', 'quality_flags', 'scene', 'is_cut', 'People',
-           'Detector', 'unjudged', 'person_name', 'file_verdict', 'who_counts', 'doubt', 'judge_person', 'summarise',
-           'shown_looks', 'frame_picture', 'draw_scores', 'headline']
+           'CROWDED', 'FEW', 'LOUD', 'APART', 'COLOURS', 'MARKERS', 'verdict_word', 'JudgeSettings', 'read_settings',
+           'save_settings', 'FaceLook', 'FrameLook', 'Person', 'Verdict', 'open_file', 'file_frames', 'crop_scores',
+           'face_square', 'enlargement', 'outside', 'turning', 'softness', 'blockiness', 'quality_flags', 'scene',
+           'is_cut', 'People', 'Detector', 'unjudged', 'person_name', 'file_verdict', 'who_counts', 'loud_looks',
+           'doubt', 'judge_person', 'summarise', 'shown_looks', 'frame_picture', 'draw_scores', 'headline']
 
 # %% ../nbs/14_predict.ipynb #1f6adbc9
 import itertools, json, textwrap, warnings
@@ -30,7 +30,7 @@ from .evaluate import fake_probability, model_calibration
 from .export import TorchEngine, load_engine
 from .extract import Tracker
 from .faces import MARGIN, FaceDetector, align_face, align_matrix, moved, similarity, to_crop, to_frame
-from .media import BadMedia, is_image, is_video, read_frames, read_image, video_info
+from .media import BadMedia, animation_length, is_image, is_video, read_frames, read_image, video_info
 from .model import DEFAULT
 
 # %% ../nbs/14_predict.ipynb #b86f8a7e
@@ -90,12 +90,12 @@ def save_settings(
     return checked
 
 # %% ../nbs/14_predict.ipynb #1d701d31
-VERDICT_FORMAT = 3   # raised when a field of `Verdict` changes its meaning
+VERDICT_FORMAT = 4   # raised when a field of `Verdict`, or a rule behind it, changes its meaning
 FLAGS = {            # what may be wrong, one sentence each for users
     'small': 'The face has few pixels: most of what the network saw was invented by enlarging it.',
     'blurred': 'The face is out of focus or moving: fine traces of a forgery would be gone.',
     'compressed': 'The picture is heavily compressed: fine traces of a forgery would be gone.',
-    'turned': 'The head is turned to the side: the crop is made for faces that look at the camera.',
+    'turned': 'The head is turned to the side, or the picture is not upright: the crop is made for faces that look at the camera.',
     'cut off': 'A part of the face lies outside the frame.',
     'several people': 'More than one person was judged: each one more is one more chance of a false alarm.'}
 
@@ -181,8 +181,11 @@ def open_file(
     def clip():
         info = video_info(path)
         return info, read_frames(path, n_frames, info=info)
+    def picture(rgb):
+        if (n := animation_length(path)) > 1: warnings.warn(f'{path} is an animation: only the first of its {n} pictures was judged.')
+        yield 0, 0., rgb
     if is_video(path): return clip()
-    try: return None, iter([(0, 0., read_image(path))])
+    try: return None, picture(read_image(path))
     except BadMedia:
         if is_image(path) or not Path(path).is_file() or not Path(path).stat().st_size: raise
     try: return clip()
@@ -333,6 +336,7 @@ class Detector:
 
 # %% ../nbs/14_predict.ipynb #8920bf43
 PEOPLE = 6 # faces of one frame that are judged, largest first
+CROWDED = f'only the {PEOPLE} largest faces of a frame are judged'
 
 def unjudged(
     face, place:int, # A `Face`, and its place in the frame: 0 is the largest
@@ -340,7 +344,7 @@ def unjudged(
     "Why a face that was found is not judged"
     width = face.box[2] - face.box[0]
     if width < NARROWEST: return f'the face is narrower than {NARROWEST} pixels'
-    return f'only the {PEOPLE} largest faces of a frame are judged' if place >= PEOPLE else ''
+    return CROWDED if place >= PEOPLE else ''
 
 @patch
 def look(self:Detector,
@@ -407,18 +411,28 @@ def who_counts(
     return [p for p in often if not p.reason] or often
 
 # %% ../nbs/14_predict.ipynb #f5e5836c
-FEW = 4 # from so many judged frames on, one look is not enough to call somebody fake
+FEW = 4  # from so many judged frames on, one look is not enough to call somebody fake
+LOUD = 2 # looks at or above the threshold for fake that are enough not to call somebody real
+
+def loud_looks(
+    looks,      # (seconds, `FaceLook`) pairs
+    high:float, # At or above: likely fake
+) -> list: # Seconds
+    "When somebody looked, for a moment, like a fake"
+    return [s for s, a in looks if a.probability is not None and a.probability >= high]
 
 def doubt(
     p:Person,   # With its verdict
     judged,     # Its `FaceLook`s that have a probability
     frames:int, # Judged frames of the clip
     hold:bool=True, # As in `JudgeSettings`
+    loud:int=0, # How many of them are at or above the threshold for fake
 ) -> str: # Empty when the verdict may stand
     "Why a person is held at 'uncertain'"
     bad = sum(any(f in HOLDING for f in a.flags) for a in judged)
     if p.verdict == 'uncertain': return ''
     if hold and bad > len(judged)/2: return f'{bad} of {len(judged)} looks are ' + ' or '.join(f for f in HOLDING if p.flags.get(f))
+    if p.verdict == 'likely real' and loud >= LOUD: return f'{loud} of {len(judged)} looks are by themselves as high as a likely fake'
     return f'seen in only one of {frames} frames' if p.verdict == 'likely fake' and len(judged) == 1 and frames >= FEW else ''
 
 # %% ../nbs/14_predict.ipynb #1458d21b
@@ -435,7 +449,7 @@ def judge_person(
         return p
     p.probability = round(float(np.mean([a.probability for a in judged])), 6)
     p.verdict = verdict_word(p.probability, low, high)
-    p.reason = doubt(p, judged, frames, hold)
+    p.reason = doubt(p, judged, frames, hold, len(loud_looks(looks, high)))
     if p.reason: p.verdict = 'uncertain'
     return p
 
@@ -451,6 +465,8 @@ def summarise(
     v.people = [judge_person(t, looks[t], v.low, v.high, n, hold) for t in sorted(looks)]
     judged = [p for p in v.people if p.probability is not None]
     v.verdict, v.probability = file_verdict(p.verdict for p in judged), max((p.probability for p in who_counts(judged)), default=None)
+    crowd = sum(p.probability is None and p.reason == CROWDED for p in v.people)
+    if crowd and v.verdict == 'likely real': v.verdict = 'uncertain'; v.notes.append(f'{crowd} of {len(v.people)} people could not be judged in such a crowd, so the file is not called likely real.')
     v.flags = [f for f in FLAGS if any(2*p.flags.get(f, 0) > p.frames for p in judged)] + ['several people']*(len(judged) > 1)
     if judged: v.notes, v.reason = v.notes + _notes(v, judged), ''
     elif not v.reason: v.reason = _nobody(v)
@@ -459,7 +475,8 @@ def summarise(
 def _nobody(v):
     "Why nobody in a file could be judged"
     if v.people: return Counter(p.reason for p in v.people).most_common(1)[0][0]
-    return 'no face was found' + (f' in any of its {len(v.frames)} frames' if len(v.frames) > 1 else ' in the picture')
+    if len(v.frames) < 2: return 'no face was found in the picture'
+    return f'no face was found in the {len(v.frames)} frames that were looked at' + ('' if v.wanted is None else ', which says nothing about those between: ask for more frames (--frames)')
 
 # %% ../nbs/14_predict.ipynb #988eb55b
 APART = 2. # seconds between judged frames from which on it is worth saying
@@ -476,12 +493,19 @@ def _notes(
     notes = [f'Reading stopped early: {v.reason}.'] if v.reason else []
     if len(judged) > 1: notes += _company(v, judged)
     notes += [f'{person_name(p.track).capitalize()} is held at uncertain: {p.reason}.' for p in judged if p.reason]
+    for p in judged: notes += _moment(v, p)
     notes += [FLAGS[f] + (f' ({flags[f]} of {len(looks)} looks)' if len(looks) > 1 else '') for f in FLAGS if flags[f]]
     notes += [f'{n} {"looks were" if n > 1 else "look was"} left out: {why}.' for why, n in left_out.items()]
     if blank: notes.append(f'{blank} of {len(v.frames)} frames could not be judged and are left out of the mean.')
     if gap > APART: notes.append(f'The judged frames are up to {gap:.0f} seconds apart: a face in the same place was taken for the same person.')
     if not v.calibrated: notes.append(f'The thresholds {v.low:g} and {v.high:g} are defaults that were not measured for this model.')
     return notes
+
+def _moment(v, p):
+    "When a person who is not called fake looked like one"
+    at = loud_looks([(f.seconds, a) for f in v.frames for a in f.faces if a.track == p.track], v.high)
+    if p.verdict == 'likely fake' or len(at) < LOUD: return []
+    return [f'{person_name(p.track).capitalize()} looks like a fake for a moment: {len(at)} of {p.frames} looks between {at[0]:.1f} and {at[-1]:.1f} s are at {v.high:.2f} or above. Look there, and ask for more frames.']
 
 def _company(v, judged):
     "What several people mean for a verdict"

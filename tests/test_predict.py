@@ -302,7 +302,7 @@ def test_json_round_trip_and_later_fields():
     again = Verdict.from_json(v.to_json())
     assert again == v and isinstance(again.frames[0], FrameLook) and isinstance(again.frames[0].faces[0], FaceLook) and isinstance(again.people[0], Person)
     d = json.loads(v.to_json()) | dict(colour='blue'); d['people'][0]['mood'] = 'good'
-    assert Verdict.from_dict(d) == v and v.format == VERDICT_FORMAT == 3 and v.verdict in VERDICTS
+    assert Verdict.from_dict(d) == v and v.format == VERDICT_FORMAT == 4 and v.verdict in VERDICTS
     with pytest.raises(UserError, match='format 1'): Verdict.from_dict({k: x for k, x in d.items() if k != 'format'})
 
 
@@ -372,3 +372,27 @@ def test_the_label_is_on_the_figure_only():
     bare, labelled = d.tiles(rgb, look), d.tiles(rgb, look, label='FORGED')
     assert [t for t, _ in bare] == [t for t, _ in labelled] and all((a != b).any() for (_, a), (_, b) in zip(bare, labelled))
     assert not (bare[1][1] != labelled[1][1])[:32].any()
+
+
+# --- what a mean, a crowd and a file format hide
+
+
+def test_of_an_animation_only_the_first_picture_is_judged_and_that_is_said(tmp_path):
+    from PIL import Image
+    from madd.judge import predict_paths
+    still, moving = tmp_path/'still.gif', tmp_path/'moving.gif'
+    Image.fromarray(picture(60)).save(still); Image.fromarray(picture(60)).save(moving, save_all=True, append_images=[Image.fromarray(picture(k)) for k in (90, 120, 150)])
+    d = Detector(Brightness(), faces=lambda rgb: [face_at(100)])
+    said = 'The file is an animation: only the first of its 4 pictures was judged.'
+    for v in (d.predict(moving), Verdict.from_dict(predict_paths(moving, d, tmp_path/'out', figures=False)[0])):
+        assert v.kind == 'picture' and len(v.frames) == 1 and said in v.notes
+    assert d.predict(still).probability is not None and not any('animation' in n for n in d.predict(still).notes)
+
+
+def test_results_never_go_where_a_file_is(tmp_path):
+    from PIL import Image
+    from madd.judge import predict_paths
+    file = tmp_path/'face.png'; Image.fromarray(picture(60)).save(file)
+    for out in (file, file/'deeper'):
+        with pytest.raises(UserError, match='is a file, and the results need a folder'): predict_paths(file, Detector(Brightness(), faces=lambda rgb: [face_at(100)]), out)
+    assert file.is_file()
