@@ -698,7 +698,7 @@ def threshold_note(
     "What the words mean, for somebody who has never seen a threshold"
     said = f'Likely real is said up to P(fake) {settings.low:.2f}, likely fake from {settings.high:.2f} on, uncertain between. '
     if not settings.calibrated: return said + 'These thresholds are defaults that were not measured for this model.'
-    return said + ('They were chosen on clips of other people, so that few of the real ones were called fake; on other material mistakes may be more frequent. '
+    return said + ('The two limits were chosen on clips of other people, so that few of the real ones were called fake; on other material mistakes may be more frequent. '
                    'P(fake) takes real and fake for equally common beforehand: where forgeries are rare, most alarms are false.')
 
 PAGE_PICTURES = 100   # the page carries its pictures inside, so it must not grow without end

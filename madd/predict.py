@@ -501,6 +501,7 @@ def _notes(
     if not v.calibrated: notes.append(f'The thresholds {v.low:g} and {v.high:g} are defaults that were not measured for this model.')
     return notes
 
+# %% ../nbs/14_predict.ipynb #988eb55c
 def _moment(v, p):
     "When a person who is not called fake looked like one"
     at = loud_looks([(f.seconds, a) for f in v.frames for a in f.faces if a.track == p.track], v.high)
