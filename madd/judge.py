@@ -6,10 +6,10 @@
 __all__ = ['MAX_PIXELS', 'MAX_SIDE', 'DAMAGED', 'JOBS', 'VERDICT_COLOURS', 'LINES', 'WIDE', 'NARROW', 'FILE_COLUMNS',
            'FACE_COLUMNS', 'PAGE_STYLE', 'FILE_PART', 'PREDICTION', 'DASHES', 'KINDS', 'PAGE_PICTURES', 'read_list',
            'is_link', 'list_files', 'picture_doubt', 'Reader', 'short_hash', 'safe_name', 'plain_link', 'fetch',
-           'Judged', 'verdict_schema', 'case_name', 'stamp', 'stored', 'judge', 'judge_file', 'draw_figure', 'boxes_at',
-           'draw_boxes', 'clip_end', 'score_lines', 'score_strip', 'annotated', 'draw_clip', 'file_row', 'face_rows',
-           'disarmed', 'write_csv', 'timeline', 'prediction_page', 'threshold_note', 'write_page', 'write_lists',
-           'sweep', 'predict_paths']
+           'Judged', 'verdict_schema', 'case_name', 'stamp', 'stored', 'held_if_damaged', 'judge', 'judge_file',
+           'draw_figure', 'boxes_at', 'draw_boxes', 'clip_end', 'score_lines', 'score_strip', 'annotated', 'draw_clip',
+           'file_row', 'face_rows', 'disarmed', 'write_csv', 'timeline', 'prediction_page', 'threshold_note',
+           'write_page', 'write_lists', 'sweep', 'predict_paths']
 
 # %% ../nbs/14b_judge.ipynb #cf21382f
 import bisect, contextlib, csv, hashlib, http.client, importlib, json, multiprocessing, os, re, signal, sys, tempfile, textwrap, threading, time, urllib.error, urllib.parse, urllib.request, warnings
@@ -375,6 +375,14 @@ def stored(
     except Exception: return None                       # somebody has edited it
 
 # %% ../nbs/14b_judge.ipynb #45f38a0e
+def held_if_damaged(
+    v:Verdict, # Changed in place
+) -> Verdict:
+    "What a decoder made up is no evidence, for either side"
+    if v.verdict in ('likely real', 'likely fake') and any(n.endswith(DAMAGED) for n in v.notes):
+        v.verdict = 'uncertain'; v.notes.append('The file is held at uncertain for that reason.')
+    return v
+
 def judge(
     detector, path, n_frames:int,
     reader:Reader, seconds:float,
@@ -382,7 +390,7 @@ def judge(
     "The detector's verdict on a file that is read at arm's length"
     try:
         info, frames = reader.read(path, n_frames, seconds)
-        return detector.predict(path, n_frames, frames, info)
+        return held_if_damaged(detector.predict(path, n_frames, frames, info))
     except (UserError, OSError): raise
     except Exception as e:
         s, why = detector.settings, str(e).splitlines()[0][:100] if str(e) else 'no message'

@@ -79,6 +79,7 @@ class RunConfig(ModelConfig):
     wd:float|None = None        # Weight decay; the schedule's own by default
     ril:bool = True             # Regional independence loss
     agda:bool = True            # Attention guided augmentation
+    freeze:bool = False         # The backbone rests, as its own stage or an earlier run left it
     precision:str = 'auto'      # 'auto', 'fp32', 'bf16' or 'fp16'
     ema:float = 0.              # Decay of a moving average of the weights; 0 = none
     compile:bool = False        # torch.compile
@@ -139,6 +140,7 @@ def make_config(
         config = replace(config, forge={k: '' if v is None else v for k, v in config.forge.items()})   # `forge.faces=` on a command line
         forge_config(config.forge)
     if config.init and config.pretrain_epochs: raise UserError('init and pretrain_epochs both say where the first weights come from: choose one.')
+    if config.freeze and not (config.pretrain_epochs or config.init or config.pretrained): raise UserError('freeze keeps the backbone as it is, and here it would be random: give pretrain_epochs, init or pretrained.')
     if config.where and not config.forge: raise UserError('where needs forgeries whose masks are known: train on the endless forge (forge.faces=...), or leave it out.')
     if config.model != 'PlainDetector' and not config.pretrain_epochs: config = replace(config, where=0.)   # nobody is there to be asked, and nothing else may be written down
     how = SCHEDULES[config.schedule]
@@ -441,7 +443,7 @@ def asks_where(config:RunConfig) -> bool:
 
 def backbone_stage(config:RunConfig, data, out:Path, device=None) -> dict: # Weights of a backbone
     "Train the backbone as a plain classifier first; a run of its own, inside the run"
-    stage = replace(config, model='PlainDetector', epochs=config.pretrain_epochs, lr=config.pretrain_lr or config.lr, pretrain_epochs=0, pretrain_lr=None, changes={})
+    stage = replace(config, model='PlainDetector', epochs=config.pretrain_epochs, lr=config.pretrain_lr or config.lr, pretrain_epochs=0, pretrain_lr=None, changes={}, freeze=False)
     at = Path(out)/'pretrain'
     if (at/'train.json').exists(): stage = replace(stage, lr=read_config(at/'config.yaml').lr)   # it is over; a lower rate is for what follows
     run(stage, data, at, device=device)
@@ -612,7 +614,7 @@ def learner_of(config:RunConfig, dls, model, out:Path, cbs) -> MADDLearner:
     "The learner of a configuration, with checkpoints"
     keep = Checkpoint(out/'checkpoints', config.save_steps, config.save_seconds, resume=True)
     return madd_learner(dls, model, out, config.ril, config.agda, config.lr, config.wd, SCHEDULES[config.schedule].opt,
-                        config.precision, config.accumulate, config.ema, config.compile, wrap=partial(where_parts, weight=config.where) if asks_where(config) else None, cbs=[keep, *cbs])
+                        config.precision, config.accumulate, config.ema, config.freeze, config.compile, wrap=partial(where_parts, weight=config.where) if asks_where(config) else None, cbs=[keep, *cbs])
 
 def finish(learn, config:RunConfig, out:Path):
     "The last word of a run: where it ended; its checkpoints are no longer needed"

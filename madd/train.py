@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'Schedule', 'SCHEDULES', 'WithParts', 'UnpackParts', 'ExtraCost', 'RILCallback', 'AGDACallback', 'acc',
            'from_all', 'GlobalMean', 'QuietRecorder', 'AUC', 'FitCallback', 'History', 'plot_curves', 'KeepBest',
-           'save_model', 'NanGuard', 'without', 'MADDLearner', 'OneBar', 'Precision', 'precision_for', 'Accumulate',
-           'EMACallback', 'madd_parts', 'SetEpoch', 'data_notes', 'check_dls', 'extras', 'madd_learner', 'RateByEpoch',
-           'fit_schedule', 'train', 'run_facts']
+           'bare', 'save_model', 'NanGuard', 'without', 'MADDLearner', 'OneBar', 'Precision', 'precision_for',
+           'Accumulate', 'EMACallback', 'RestingBackbone', 'madd_parts', 'SetEpoch', 'data_notes', 'check_dls',
+           'extras', 'madd_learner', 'RateByEpoch', 'fit_schedule', 'train', 'run_facts']
 
 # %% ../nbs/11_train.ipynb #0ed0705e
 import math, random, time, warnings
@@ -320,13 +320,19 @@ def to_save(self:KeepBest): return dict(best=list(self.best), best_epoch=self.be
 @patch
 def restore(self:KeepBest, state): self.best, self.best_epoch, self.weights = tuple(state['best']), state['best_epoch'], state['weights']
 
+def bare(
+    model:nn.Module, # A learner's model, wrapped or not
+) -> nn.Module:
+    "The network inside"
+    net = get_model(model)
+    return net.net if isinstance(net, WithParts) else net
+
 def save_model(
     model:nn.Module, # A learner's model, wrapped or not
     folder:str|Path, # For `madd.model.load`
 ):
     "Save the network inside, without the wrapper"
-    net = get_model(model)
-    (net.net if isinstance(net, WithParts) else net).save(folder)
+    bare(model).save(folder)
 
 # %% ../nbs/11_train.ipynb #9825633a
 class NanGuard(Callback):
@@ -483,6 +489,13 @@ class EMACallback(FitCallback):
     def after_epoch(self):
         if self.started and self.live: get_model(self.learn.model).load_state_dict(self.live); self.live = None
 
+# %% ../nbs/11_train.ipynb #fr0ze002
+class RestingBackbone(Callback):
+    "The backbone learns nothing and counts nothing; only what is built on it is trained"
+    order = -9   # after the callback that puts the whole network into training mode
+    def before_train(self): bare(self.learn.model).backbone.eval()
+    def after_fit(self): bare(self.learn.model).backbone.requires_grad_(True)   # the network is given back as any other
+
 # %% ../nbs/11_train.ipynb #fe7e4833
 def madd_parts(
     model:nn.Module, # Something with `analyse`
@@ -557,6 +570,7 @@ def madd_learner(
     opt=torch.optim.Adam, # Any optimiser of PyTorch
     precision:str='auto', # 'fp32', 'bf16', 'fp16'; 'auto' is bf16 or fp16 on a GPU
     accumulate:int=1, ema:float=0., # Batches per step of the optimiser; decay of the moving average of the weights, 0 = none
+    freeze=False,       # The backbone of the model rests
     compile=False,      # True, or the name of a backend of `torch.compile`
     wrap=None,          # Called with the model, gives what the learner trains and its callbacks; by default `madd_parts` where there is `analyse`
     metrics=None, cbs=None, # Accuracy and AUC by default, and `KeepBest` needs one called 'auc'; more callbacks
@@ -567,6 +581,7 @@ def madd_learner(
     model.to(memory_format=torch.channels_last)
     if hasattr(model, 'notes'): model.notes.update(data_notes(dls))
     net, own = wrap(model) if wrap else madd_parts(model, ril, agda) if hasattr(model, 'analyse') else (model, [])
+    if freeze: model.backbone.requires_grad_(False); own = [*own, RestingBackbone()]
     if compile: net.compile(backend='inductor' if compile is True else compile)
     folder = None if rank_distrib() else path   # only the first process writes
     own = [TrainEvalCallback(), QuietRecorder(), CastToTensor(), SetEpoch(), *own, NanGuard(), History(folder), KeepBest(folder), OneBar(),

@@ -19,6 +19,8 @@ for name, settings in {runs!r}.items(): go({root!r}, sys.argv[1] + name, setting
 
 ASKED = dict(model='PlainDetector', where=1., size=64, batch_size=6, forge=dict(faces='', people=4, val=2, test=2, pairs=6, val_pairs=3))   # endless pairs and their masks
 
+REST = dict(pretrain_epochs=1, epochs=1, freeze=True)
+
 
 class PickMost:
     "AGDA without dice: every picture is degraded where its strongest map looks"
@@ -33,7 +35,7 @@ class Gradients(Callback):
     order, run_valid = 90, False
     def before_fit(self): self.steps, self.sizes = [], []
     def before_step(self):
-        self.steps.append(torch.cat([p.grad.flatten() for p in self.learn.model.parameters()]).clone())
+        self.steps.append(torch.cat([p.grad.flatten() for p in self.learn.model.parameters() if p.grad is not None]).clone())
         self.sizes.append(len(self.learn.yb[0]))
 
 
@@ -64,7 +66,7 @@ def go(root, out, settings):
         model.double()
         learn = first(config, dls, model, out, cbs)
         if config.model == 'MADD': learn.model.ril.double(); learn.agda.augment = PickMost()
-        else: learn.model.double(); learn.model.net.head.dropout.p = 0.     # also the convolutions that answer where; a control's dropout is no setting
+        else: learn.model.double(); getattr(learn.model, 'net', learn.model).head.dropout.p = 0.     # also the convolutions that answer where; a control's dropout is no setting
         return learn
     first, runs.learner_of = runs.learner_of, learner_of
     class Double(Callback):
@@ -113,7 +115,7 @@ def folder(tmp_path_factory): return tmp_path_factory.mktemp('runs')
 
 
 @pytest.fixture(scope='module')
-def singles(root, folder): return trained(root, folder, 1, whole={}, asked=ASKED)
+def singles(root, folder): return trained(root, folder, 1, whole={}, asked=ASKED, rest=REST)
 
 
 @pytest.fixture(scope='module')
@@ -121,7 +123,7 @@ def alone(singles): return singles['whole'][0]
 
 
 @pytest.fixture(scope='module')
-def shared(root, folder): return trained(root, folder, 2, whole={}, apart=dict(sync_bn=False, epochs=1), asked=ASKED)
+def shared(root, folder): return trained(root, folder, 2, whole={}, apart=dict(sync_bn=False, epochs=1), asked=ASKED, rest=REST)
 
 
 def largest(a, b, part):
@@ -153,4 +155,12 @@ def test_two_processes_are_asked_where_and_equal_one(singles, shared):
     assert facts['sizes'] == [6, 6]*2 and facts2['sizes'] == facts3['sizes'] == [3, 3]*2
     assert largest(one, two, 'grad') < 1e-5 and largest(one, two, 'state') < 1e-5 and largest(two, other, 'state') == 0
     assert largest(one, {k: torch.zeros_like(v) for k, v in one.items()}, 'state/ask') > 0 and table['where'].gt(0).all()
+    np.testing.assert_allclose(table.values, table2.values, atol=1e-5)
+
+
+def test_two_processes_whose_backbone_rests_equal_one(singles, shared, folder):
+    (one, table, _), (two, table2, _) = singles['rest'][0], shared['rest'][0]
+    assert largest(one, two, 'grad') < 1e-5 and largest(one, two, 'state') < 1e-5
+    stage = load_file(str(folder/'with2_rest/pretrain/model.safetensors'))
+    assert all(torch.equal(v, two[f'state/net.{k}'].to(v.dtype)) for k, v in stage.items() if k.startswith('backbone'))
     np.testing.assert_allclose(table.values, table2.values, atol=1e-5)
