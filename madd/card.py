@@ -75,7 +75,7 @@ def training_facts(
     run, where, end = read_yaml(folder/'config.yaml'), record('environment.json'), record('train.json')
     either = lambda key: end.get(key, run.get(key))
     return data_facts(notes, run) | {
-            'fingerprint of the crops': (where.get('data') or '')[:12], 'epochs of the backbone alone': run.get('pretrain_epochs'), 'weight of the question where': run.get('where', 0.) if run else None, 'epochs': either('epochs'), 'best epoch': end.get('best_epoch'), 'batch size': either('batch_size'), 'schedule': either('schedule'),
+            'fingerprint of the crops': (where.get('data') or '')[:12], 'epochs of the backbone alone': run.get('pretrain_epochs'), **({'the backbone after that': 'at rest'} if run.get('freeze') else {}), 'weight of the question where': run.get('where', 0.) if run else None, 'epochs': either('epochs'), 'best epoch': end.get('best_epoch'), 'batch size': either('batch_size'), 'schedule': either('schedule'),
             'learning rate': either('lr'), 'seed': either('seed'), 'average of the weights': run.get('ema'), 'RIL': either('ril'), 'AGDA': either('agda'), 'precision': run.get('precision'),
             'computed on': where.get('device') or end.get('device'), 'minutes': end['seconds']/60 if 'seconds' in end else None, 'software': {k: v for k in ('madd', 'git', 'torch', 'timm', 'python') if (v := where.get(k) or end.get(k))},
             'converted from': notes.get('converted_from')}

@@ -505,7 +505,7 @@ def _notes(
 def _moment(v, p):
     "When a person who is not called fake looked like one"
     at = loud_looks([(f.seconds, a) for f in v.frames for a in f.faces if a.track == p.track], v.high)
-    if p.verdict == 'likely fake' or len(at) < LOUD: return []
+    if p.verdict == 'likely fake' or not LOUD <= len(at) <= p.frames/2: return []
     return [f'{person_name(p.track).capitalize()} looks like a fake for a moment: {len(at)} of {p.frames} looks between {at[0]:.1f} and {at[-1]:.1f} s are at {v.high:.2f} or above. Look there, and ask for more frames.']
 
 def _company(v, judged):

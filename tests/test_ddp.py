@@ -162,5 +162,5 @@ def test_two_processes_whose_backbone_rests_equal_one(singles, shared, folder):
     (one, table, _), (two, table2, _) = singles['rest'][0], shared['rest'][0]
     assert largest(one, two, 'grad') < 1e-5 and largest(one, two, 'state') < 1e-5
     stage = load_file(str(folder/'with2_rest/pretrain/model.safetensors'))
-    assert all(torch.equal(v, two[f'state/net.{k}'].to(v.dtype)) for k, v in stage.items() if k.startswith('backbone'))
+    assert all(torch.equal(v.float(), two[f'state/net.{k}'].float()) for k, v in stage.items() if k.startswith('backbone'))     # a model is read in single precision
     np.testing.assert_allclose(table.values, table2.values, atol=1e-5)
