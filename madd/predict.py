@@ -412,27 +412,32 @@ def who_counts(
 
 # %% ../nbs/14_predict.ipynb #f5e5836c
 FEW = 4  # from so many judged frames on, one look is not enough to call somebody fake
-LOUD = 2 # looks at or above the threshold for fake that are enough not to call somebody real
+LOUD = 2 # looks in a row at or above the threshold for fake that are enough not to call somebody real
 
 def loud_looks(
     looks,      # (seconds, `FaceLook`) pairs
     high:float, # At or above: likely fake
 ) -> list: # Seconds
-    "When somebody looked, for a moment, like a fake"
-    return [s for s, a in looks if a.probability is not None and a.probability >= high]
+    "The longest stretch of judged looks in which somebody looked like a fake"
+    best, stretch = [], []
+    for s, a in looks:
+        if a.probability is None: continue
+        stretch = [*stretch, s] if a.probability >= high else []
+        best = max(best, stretch, key=len)
+    return best
 
 def doubt(
     p:Person,   # With its verdict
     judged,     # Its `FaceLook`s that have a probability
     frames:int, # Judged frames of the clip
     hold:bool=True, # As in `JudgeSettings`
-    loud:int=0, # How many of them are at or above the threshold for fake
+    loud:int=0, # How many of them in a row are at or above the threshold for fake
 ) -> str: # Empty when the verdict may stand
     "Why a person is held at 'uncertain'"
     bad = sum(any(f in HOLDING for f in a.flags) for a in judged)
     if p.verdict == 'uncertain': return ''
     if hold and bad > len(judged)/2: return f'{bad} of {len(judged)} looks are ' + ' or '.join(f for f in HOLDING if p.flags.get(f))
-    if p.verdict == 'likely real' and loud >= LOUD: return f'{loud} of {len(judged)} looks are by themselves as high as a likely fake'
+    if p.verdict == 'likely real' and loud >= LOUD: return f'{loud} of {len(judged)} looks, one after the other, are by themselves as high as a likely fake'
     return f'seen in only one of {frames} frames' if p.verdict == 'likely fake' and len(judged) == 1 and frames >= FEW else ''
 
 # %% ../nbs/14_predict.ipynb #1458d21b
