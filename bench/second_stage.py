@@ -20,7 +20,7 @@ from madd.runs import over, read_config, run
 
 FIRST = 'first stage'
 STAGE = dict(size=112, pretrain_epochs=8, pretrain_lr=7e-4, where=1., ema=.98, epochs=3, workers=0, save_seconds=120., forge=dict(pairs=1024, val_pairs=300, ramp=3))
-KINDS = {'the backbone rests': dict(freeze=True, lr=1e-3), 'everything learns': dict(lr=1e-4), 'no RIL, no AGDA': dict(lr=1e-4, ril=False, agda=False),
+KINDS = {'the backbone rests': dict(freeze=True, lr=1e-3), 'everything learns': dict(lr=1e-4), 'no RIL, no AGDA': dict(lr=1e-4, changes=dict(loss='none', augment='none')),
          'plain goes on': dict(lr=1e-4, model='PlainDetector', pretrain_epochs=0, where=0.)}
 
 
@@ -65,7 +65,7 @@ def main():
     torch.set_num_threads(1); reuse_memory()
     small = TINY['settings'] if o.tiny else {}
     o.stage = over(STAGE, small | (dict(pretrain_epochs=1) if o.tiny else {}))
-    t = types.SimpleNamespace(faces=o.faces, work=o.work, settings=over(SETTINGS, small), test=TEST | (TINY['test'] if o.tiny else {}))
+    t = types.SimpleNamespace(faces=o.faces, work=o.work, settings=over(over(SETTINGS, dict(forge=dict(pairs=o.stage['forge']['pairs']))), small), test=TEST | (TINY['test'] if o.tiny else {}))
     facts, tested, curves = prepare(t), {}, {}
     crops(t, facts, o.stage['size'], t.settings['forge']['margin'])
     for seed in range(o.seeds):

@@ -193,14 +193,14 @@ def plot_people(
     title:str='',
 ):
     "AUC against the number of people in the training"
-    fig, ax = plt.subplots(figsize=(5, 3), layout='constrained')
+    fig, ax = plt.subplots(figsize=(6.2, 3), layout='constrained')
     lines = list(table.groupby(['kind', 'dataset', 'compression'], sort=True))
     for k, (name, t) in enumerate(lines):
         t = t.sort_values('people'); x = t.people*1.015**(k - len(lines)/2)   # side by side
         ax.errorbar(x, t.auc, yerr=[(t.auc - t.lo).clip(lower=0), (t.hi - t.auc).clip(lower=0)], fmt='o-', ms=4, lw=1.2, capsize=2, color=PALETTE[k % 5], label=', '.join(map(str, name)))
     ticks = sorted(table.people.unique())
     ax.set(xscale='log', xlabel='people in the training', ylabel='AUC of videos', title=title); ax.set_xticks(ticks, [f'{v:g}' for v in ticks]); ax.minorticks_off()
-    ax.legend(fontsize=7); plt.close(fig)
+    ax.legend(fontsize=7, frameon=False, loc='center left', bbox_to_anchor=(1, .5)); plt.close(fig)
     return fig
 
 def plot_groups(
