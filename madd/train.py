@@ -570,15 +570,13 @@ def madd_learner(
     opt=torch.optim.Adam, # Any optimiser of PyTorch
     precision:str='auto', # 'fp32', 'bf16', 'fp16'; 'auto' is bf16 or fp16 on a GPU
     accumulate:int=1, ema:float=0., # Batches per step of the optimiser; decay of the moving average of the weights, 0 = none
-    freeze=False,       # The backbone of the model rests
-    compile=False,      # True, or the name of a backend of `torch.compile`
+    freeze=False, compile=False, # The backbone of the model rests; True, or the name of a backend of `torch.compile`
     wrap=None,          # Called with the model, gives what the learner trains and its callbacks; by default `madd_parts` where there is `analyse`
     metrics=None, cbs=None, # Accuracy and AUC by default, and `KeepBest` needs one called 'auc'; more callbacks
     **kwargs            # For fastai's `Learner`
 ) -> MADDLearner:
     "A learner for MADD, or for its plain control, with everything this notebook has shown"
-    check_dls(dls)
-    model.to(memory_format=torch.channels_last)
+    check_dls(dls); model.to(memory_format=torch.channels_last)
     if hasattr(model, 'notes'): model.notes.update(data_notes(dls))
     net, own = wrap(model) if wrap else madd_parts(model, ril, agda) if hasattr(model, 'analyse') else (model, [])
     if freeze: model.backbone.requires_grad_(False); own = [*own, RestingBackbone()]
