@@ -3,10 +3,10 @@
 The portraits of people the detector has never seen, as the files were published and after they were saved once more, judged exactly as `madd predict` judges
 a file: faces found in the whole picture, everybody judged, people held at "uncertain" where a rule says so. All three words are counted, because a detector
 that answers "uncertain" to everything accuses nobody either; and how far a score moves when a file is only saved again is measured on the same people."""
-import argparse, io, tempfile
+import argparse, tempfile
 from pathlib import Path
 
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 from PIL import Image
 
 from common import command, cpu, today
@@ -21,13 +21,13 @@ AGAIN = {'JPEG 90': dict(format='JPEG', quality=90), 'JPEG 75': dict(format='JPE
 
 def judged(detector, path, name, folder):
     "One row per form of a file"
-    rows = [dict(form='as published', verdict=detector.predict(path))]
+    files = {'as published': path}
     with Image.open(path) as im:
         for form, how in AGAIN.items():
-            to = folder/f'{name}.{how["format"].lower()}'
-            im.convert('RGB').save(to, **how)
-            rows.append(dict(form=form, verdict=detector.predict(to)))
-    return [dict(name=name, form=r['form'], word=r['verdict'].verdict, prob=r['verdict'].probability) for r in rows]
+            files[form] = folder/f'{name} {form}.{how["format"].lower()}'
+            im.convert('RGB').save(files[form], **how)
+    verdicts = {form: detector.predict(file) for form, file in files.items()}
+    return [dict(name=name, form=form, word=v.verdict, prob=v.probability) for form, v in verdicts.items()]
 
 
 def counts(rows, first):
@@ -49,10 +49,10 @@ def main():
     names = split_people(list(files), 0)['test'][:a.people]
     with tempfile.TemporaryDirectory() as tmp: rows = pd.DataFrame([r for n in progress(names, desc='people') for r in judged(detector, files[n], n, Path(tmp))])
     first = rows[rows.form == 'as published'].set_index('name')
-    s = detector.settings
+    s, found = detector.settings, list(counts(rows, first))
     write_json(a.out, dict(date=today(), command=command(), hardware=cpu(), threads=1, model=a.model, fingerprint=detector.fingerprint, low=s.low, high=s.high, data=f'portraits of {len(names)} people nobody trained on, public domain, one file each',
-                           rows=list(counts(rows, first))))
-    print(pd.DataFrame(counts(rows, first)).round(3).to_string(index=False))
+                           rows=found))
+    print(pd.DataFrame(found).round(3).to_string(index=False))
 
 
 if __name__ == '__main__': main()

@@ -7,7 +7,7 @@ import argparse, shutil, types
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 
 from common import command, cpu, today
 from generalise import SETTINGS, TEST, TINY, crops, prepare, rounded, score, slices_of, videos
@@ -45,7 +45,7 @@ def train(seed, o):
         yield dict(done)
 
 
-def tables(tested, home):
+def tables(tested):
     "AUC of every stage, and what it adds to the first, on the same people"
     rows, names = [], list(next(iter(tested.values())))
     some = {('madd', '', 0): {0: next(iter(tested.values()))[FIRST]}}
@@ -74,7 +74,7 @@ def main():
                 if not (at/'clips.parquet').exists(): score(load(at), t, facts, at)
             tested[seed] = {kind: UNITS['video'](pd.read_parquet(at/'clips.parquet')) for kind, at in done.items()}
             curves[seed] = {kind: pd.read_csv(at/'history.csv')[['auc', 'seconds']].round(4).to_dict('records') for kind, at in done.items()}
-            rows = tables(tested, facts['people'])
+            rows = tables(tested)
             write_json(o.out, dict(date=today(), command=command(), hardware=cpu(), torch=torch.__version__, seeds=len(tested), forge=FORGE_VERSION, settings=o.stage, kinds=KINDS,
                 tested_on=', '.join(f'{len(v)} people ({k})' for k, v in facts['people'].items()), intervals='95 %, people drawn with replacement', valid={str(s): c for s, c in curves.items()}, rows=rows))
     print(pd.DataFrame(rows).to_string(index=False))

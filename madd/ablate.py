@@ -17,10 +17,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 from .core import UserError, atomic_path, default_device, progress, read_json, write_json
+from .data import need_crops
 from .evaluate import UNITS, metrics, score_models
 from .model import load
 from .recipes import PAPER_TABLES
-from .runs import RunConfig, make_config, read_crops, run
+from .runs import RunConfig, at_compression, make_config, read_crops, run
 
 # %% ../nbs/13c_ablate.ipynb #fd790ce8
 PLAIN = 'plain backbone'
@@ -58,9 +59,9 @@ def scored_rows(
     split:str='test', compression:str='', # Which part, and which compression of it; '' where there is only one
 ) -> pd.DataFrame:
     "The crops a row of the table is scored on: one data set at one compression"
-    if 'crop' not in crops: raise UserError('This manifest lists videos and holds no crops yet: run `madd extract` (madd.extract.extract) first.')
-    rows = crops[(crops.split == split) & (crops.compression.isin([compression]) if compression else True)]
-    if not len(rows): raise UserError(f'There is no crop{f" at {compression}" if compression else ""} in the split {split!r}; there are {sorted(set(crops.split))}.')
+    rows = need_crops(crops[crops.split == split])
+    if not len(rows): raise UserError(f'There is no crop in the split {split!r}; there are {sorted(set(crops.split))}.')
+    rows = at_compression(rows, compression)
     kinds = [' '.join(k).strip() for k in rows[['dataset', 'compression']].drop_duplicates().itertuples(index=False, name=None)]
     if len(kinds) > 1: raise UserError(f'The split {split!r} holds {" and ".join(sorted(kinds))}, and one number over all of them is no number of the paper: choose one, with --set compression=NAME or a manifest that holds no more.')
     return rows
@@ -93,7 +94,8 @@ def ablate(
 ) -> pd.DataFrame: # One line per row, seed and level
     "Train and score every row with every seed; what is finished is read back"
     rows, out = grid(table, base), Path(out)
-    scored_rows(read_crops(data)[0], split, base.compression)      # what cannot be scored need not be trained
+    data = read_crops(data)
+    scored_rows(data[0], split, base.compression)      # what cannot be scored need not be trained
     jobs, found = [(seed, *r) for seed in range(seeds) for r in rows], []
     for seed, label, config, printed in progress(jobs, desc=table):
         folder, paper = out/safe_name(label)/f'seed{seed}', {f'paper_{m}': printed.get(m, np.nan) for m in ('acc', 'auc')}

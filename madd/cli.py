@@ -61,23 +61,25 @@ def disk_trouble(e:BaseException) -> str: # '' when the disk is not to blame
 # %% ../nbs/15_cli.ipynb #94b46983
 def explain(
     e:BaseException, # Whatever ended the command
+    words=(),        # What was typed
 ) -> tuple: # (exit status, sentence for stderr)
     "Sort an error into: stopped, the user's to put right, or ours"
     if isinstance(e, KeyboardInterrupt) or is_a(e, 'Abort'): return 130, ''
     if isinstance(e, BrokenPipeError): return 141, ''
-    if is_a(e, 'ClickException'): return 2, _usage(e)
+    if is_a(e, 'ClickException'): return 2, _usage(e, words)
     if is_a(e, 'UserError'): return 2, str(e)
     if isinstance(e, MemoryError) or is_a(e, 'OutOfMemoryError'): return 2, 'There is not enough memory for this; smaller --size, --batch-size or --workers may help.'
-    if trouble := disk_trouble(e): return 2, f'{trouble[0].upper()}{trouble[1:]}.' + ' What is finished has been kept; the same command goes on from there.'*(getattr(e, 'errno', None) not in (errno.ENOTDIR, errno.ENOENT, errno.EISDIR))
+    wrong_place = getattr(e, 'errno', None) in (errno.ENOTDIR, errno.ENOENT, errno.EISDIR)   # the same command would end here again
+    if trouble := disk_trouble(e): return 2, f'{trouble[0].upper()}{trouble[1:]}.' + ('' if wrong_place else ' What is finished has been kept; the same command goes on from there.')
     first = (str(e).strip() or 'no message').splitlines()[0]
     return 1, f'This is a bug in madd, not in your data: {type(e).__name__}: {first} (run again with --debug and report what it prints)'
 
 # %% ../nbs/15_cli.ipynb #2163f3be
-def _usage(e) -> str:
+def _usage(e, words=()) -> str:
     "What is wrong with the words that were typed, and where the right ones are listed"
     message = e.format_message().rstrip('.')
     command = e.ctx.command_path if getattr(e, 'ctx', None) else 'madd'
-    file = next((w for w in sys.argv[1:] if w.startswith('-') and Path(w).exists()), '')
+    file = next((w for w in words if w.startswith('-') and Path(w).exists()), '')
     if file: return f'{message}. For the file of that name write ./{file}'
     return f'{message}. See `{command} --help`.'
 
@@ -102,7 +104,7 @@ def main(
     try: return int(app(words, prog_name='madd', standalone_mode=False) or 0)
     except BaseException as e:
         if isinstance(e, SystemExit): return e.code if isinstance(e.code, int) else 1
-        status, sentence = explain(e)
+        status, sentence = explain(e, words)
         if debug and status != 130: traceback.print_exception(e)
         if sentence: print(f'madd: {sentence}', file=sys.stderr)
         if status in (130, 141): _let_go()

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NEVER_INVENTED', 'GREY', 'AUGMENTS', 'REALS_ONLY', 'identities', 'check_leaks', 'identity_groups', 'identity_split',
-           'index', 'usable', 'read_crop', 'fit_side', 'balance_classes', 'sampling_weights', 'OnPixels', 'RandomWarp',
-           'colour_matrix', 'RandomColour', 'RandomJPEG', 'modern', 'crop_files', 'CropDataset', 'to_input', 'ToInput',
-           'CropDL', 'dataloaders', 'summary']
+           'index', 'need_crops', 'usable', 'read_crop', 'fit_side', 'balance_classes', 'sampling_weights', 'OnPixels',
+           'RandomWarp', 'colour_matrix', 'RandomColour', 'RandomJPEG', 'modern', 'crop_files', 'CropDataset',
+           'to_input', 'ToInput', 'CropDL', 'dataloaders', 'summary']
 
 # %% ../nbs/03_data.ipynb #4e23b8a5
 import io, os, tarfile, warnings
@@ -160,12 +160,18 @@ def index(
     return validate(df if kept else check_leaks(df))
 
 # %% ../nbs/03_data.ipynb #4ac8eec4
+def need_crops(
+    df:pd.DataFrame, # A manifest
+) -> pd.DataFrame: # The same
+    "Refuse a list of videos where crops are needed"
+    if 'crop' not in df: raise UserError('This manifest lists videos and holds no crops yet: run `madd extract` (madd.extract.extract) first.')
+    return df
+
 def usable(
     df:pd.DataFrame, # A manifest of crops
 ) -> pd.DataFrame: # The rows that have a crop, renumbered
     "Leave out the frames where no face was found; their rows say why"
-    if 'crop' not in df: raise UserError('This manifest has no crops yet: run `madd extract` (madd.extract.extract) first.')
-    return df[df.crop.fillna('') != ''].reset_index(drop=True)
+    return need_crops(df)[df.crop.fillna('') != ''].reset_index(drop=True)
 
 # %% ../nbs/03_data.ipynb #78a98ab7
 def read_crop(

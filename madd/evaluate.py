@@ -30,7 +30,7 @@ from sklearn.metrics import (ConfusionMatrixDisplay, RocCurveDisplay, accuracy_s
                              confusion_matrix, log_loss, roc_auc_score, roc_curve)
 from torch import Tensor
 from .core import FAKE, REAL, SCORE_NOTE, UserError, atomic_path, progress, write_json
-from .data import CropDataset
+from .data import CropDataset, need_crops
 from .manifest import VIDEO_COLUMNS, read_manifest
 
 # %% ../nbs/12_evaluate.ipynb #cf501cea
@@ -407,8 +407,7 @@ def score_models(
     **kw,                 # Passed to `score_crops`
 ) -> dict: # Name -> scores of its frames
     "Score one split of a manifest with several models"
-    if 'crop' not in crops: raise UserError('This manifest lists videos and holds no crops yet: run `madd extract` (madd.extract.extract) first.')
-    rows = crops[crops.split == split] if split else crops
+    rows = need_crops(crops[crops.split == split] if split else crops)
     if not len(rows): raise UserError(f'There is no crop in the split {split!r}; there are {sorted(set(crops.split))}.')
     return {name: score_crops(m, rows, root, **kw) for name, m in models.items()}
 

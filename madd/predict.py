@@ -481,7 +481,8 @@ def _nobody(v):
     "Why nobody in a file could be judged"
     if v.people: return Counter(p.reason for p in v.people).most_common(1)[0][0]
     if len(v.frames) < 2: return 'no face was found in the picture'
-    return f'no face was found in the {len(v.frames)} frames that were looked at' + ('' if v.wanted is None else ', which says nothing about those between: ask for more frames (--frames)')
+    gaps = v.frames[-1].frame - v.frames[0].frame >= len(v.frames)
+    return f'no face was found in the {len(v.frames)} frames that were looked at' + ', which says nothing about those between: ask for more frames (--frames)'*gaps
 
 # %% ../nbs/14_predict.ipynb #988eb55b
 APART = 2. # seconds between judged frames from which on it is worth saying

@@ -8,8 +8,8 @@ __all__ = ['CHOICES', 'LEAST', 'TRAININGS', 'FREE', 'Run', 'ModelConfig', 'RunCo
            'check_data', 'pack', 'unpack', 'write_state', 'checkpoints', 'read_state', 'random_states',
            'set_random_states', 'load_optimiser', 'Checkpoint', 'order_of', 'claim', 'begin', 'warm_start', 'new_model',
            'asks_where', 'backbone_stage', 'Journal', 'note', 'event_writer', 'shard', 'distributed', 'GlobalShare',
-           'sync_norms', 'GlobalBatchNorm', 'global_batch_norm', 'read_crops', 'start_processes', 'loaders_of', 'run',
-           'learner_of', 'finish']
+           'sync_norms', 'GlobalBatchNorm', 'global_batch_norm', 'read_crops', 'start_processes', 'at_compression',
+           'loaders_of', 'run', 'learner_of', 'finish']
 
 # %% ../nbs/11b_runs.ipynb #6c026b74
 import dataclasses, difflib, hashlib, json, logging, math, os, platform, random, shutil, subprocess, time, types, warnings
@@ -569,6 +569,15 @@ def start_processes(
     trainer = distributed(config.sync_bn, cpu=device.type == 'cpu')
     return trainer.accelerator.device, [trainer, GlobalShare()]
 
+def at_compression(
+    df:pd.DataFrame, # Manifest of crops
+    compression:str, # Such as c23; '' for all
+) -> pd.DataFrame:
+    "The crops of one compression, or which there are"
+    kinds = sorted(df['compression'].unique())
+    if compression and compression not in kinds: raise UserError(f'No crop has the compression {compression!r}.{nearest(compression, kinds)}')
+    return df[df['compression'] == compression] if compression else df
+
 def loaders_of(config:RunConfig, data, device):
     "Batches as a configuration wants them"
     if config.forge:   # the easy pairs are for the first stage, when there are two
@@ -576,10 +585,7 @@ def loaders_of(config:RunConfig, data, device):
                                masks=asks_where(config))
     if data is None: raise UserError('There is nothing to train on: give a manifest of crops, or settings of the endless forge.')
     df, root = read_crops(data)
-    if config.compression:
-        kinds = sorted(df['compression'].unique())
-        if config.compression not in kinds: raise UserError(f'No crop has the compression {config.compression!r}.{nearest(config.compression, kinds)}')
-        df = df[df['compression'] == config.compression]
+    df = at_compression(df, config.compression)
     return dataloaders(df, root, size=config.size or None, bs=config.batch_size, augment=config.augment, balance=config.balance != 'none' and config.balance,
                        seed=config.seed, num_workers=config.workers, device=device)
 

@@ -493,8 +493,12 @@ class EMACallback(FitCallback):
 class RestingBackbone(Callback):
     "The backbone learns nothing and counts nothing; only what is built on it is trained"
     order = -9   # after the callback that puts the whole network into training mode
-    def before_train(self): bare(self.learn.model).backbone.eval()
-    def after_fit(self): bare(self.learn.model).backbone.requires_grad_(True)   # the network is given back as any other
+    @property
+    def backbone(self): return bare(self.learn.model).backbone
+    def rest(self): self.backbone.requires_grad_(False)
+    after_create = before_fit = rest   # the first keeps it out of the optimiser, the second counts when a learner is fitted again
+    def before_train(self): self.backbone.eval()
+    def after_fit(self): self.backbone.requires_grad_(True)   # the network is given back as any other
 
 # %% ../nbs/11_train.ipynb #fe7e4833
 def madd_parts(
@@ -579,7 +583,7 @@ def madd_learner(
     check_dls(dls); model.to(memory_format=torch.channels_last)
     if hasattr(model, 'notes'): model.notes.update(data_notes(dls))
     net, own = wrap(model) if wrap else madd_parts(model, ril, agda) if hasattr(model, 'analyse') else (model, [])
-    if freeze: model.backbone.requires_grad_(False); own = [*own, RestingBackbone()]
+    if freeze: own = [*own, RestingBackbone()]
     if compile: net.compile(backend='inductor' if compile is True else compile)
     folder = None if rank_distrib() else path   # only the first process writes
     own = [TrainEvalCallback(), QuietRecorder(), CastToTensor(), SetEpoch(), *own, NanGuard(), History(folder), KeepBest(folder), OneBar(),

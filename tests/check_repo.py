@@ -29,7 +29,7 @@ def unchanged_by(command, *patterns):
 def machine_paths():
     "Notebooks whose outputs show where they were run"
     outputs = lambda p: json.dumps([o for c in json.loads(p.read_text(encoding='utf-8'))['cells'] for o in c.get('outputs', [])])
-    return [p.name for p in sorted(ROOT.glob('nbs/*.ipynb')) if any(s in (text := outputs(p)) for s in ('site-packages', str(ROOT) + '/', str(Path.home()) + '/'))]
+    return [p.name for p in sorted(ROOT.glob('nbs/*.ipynb')) if any(s in (text := outputs(p)) for s in ('site-packages', 'ipykernel_', str(ROOT) + '/', str(Path.home()) + '/'))]
 
 
 LINK = re.compile(r'\]\(([^)\s#:]+)(?:#[^)]*)?\)')   # to a file, not to an address

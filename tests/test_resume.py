@@ -171,10 +171,9 @@ def test_hq_to_lq_and_a_backbone_stage(data, whole, tmp_path):
     staged = make_config(SMALL | dict(pretrain_epochs=1, epochs=1, ema=0.))
     run(staged, data, tmp_path/'staged', device='cpu', cbs=[first])
     assert all(torch.equal(v, first.seen[k]) for k, v in load(tmp_path/'staged/pretrain').state_dict().items() if k.startswith('backbone'))
-    stage = load(tmp_path/'staged/pretrain').state_dict()
     rest = run(replace(staged, freeze=True), data, tmp_path/'rest', device='cpu')          # ... and there it rests, weights and statistics
     assert all(torch.equal(v, rest.learner.model.net.state_dict()[k]) for k, v in load(tmp_path/'rest/pretrain').state_dict().items() if k.startswith('backbone'))
-    assert not torch.equal(rest.learner.model.net.attention.conv.weight, load(tmp_path/'staged').attention.conv.weight) and stage.keys() == load(tmp_path/'rest/pretrain').state_dict().keys()
+    assert not torch.equal(rest.learner.model.net.attention.conv.weight, load(tmp_path/'staged').attention.conv.weight)    # what stands on it learnt otherwise
     with pytest.raises(UserError, match='here it would be random'): make_config(SMALL | dict(freeze=True))
 
 
