@@ -5,7 +5,7 @@
     python bench/weights.py --out weights --ship madd/weights/madd-lite   replaces what the package ships
 
 Trains exactly as `madd train --recipe forge` does, on public-domain portraits and without a single deepfake. 40 people validate: their forged clips and their untouched
-portraits choose the best epoch, the temperature and the thresholds. 60 people are kept for the end, and so are the built-in identities, which are another source altogether."""
+portraits choose the best epoch, the temperature and the thresholds, on files that are judged exactly as `madd predict` judges a file. 60 people are kept for the end, and so are the built-in identities, which are another source altogether."""
 import argparse, shutil, time
 from pathlib import Path
 
@@ -14,41 +14,47 @@ import numpy as np, pandas as pd, torch
 from common import apart, command, cpu, today
 from madd.calibrate import calibration_of, set_calibration
 from madd.card import write_card
-from madd.core import REAL, UserError, normalise, progress, read_json
+from madd.core import REAL, UserError, progress, read_json
+from madd.data import index
 from madd.endless import ForgeConfig, split_people
-from madd.evaluate import fake_logit, metrics_table, score_crops, write_results
+from madd.evaluate import metrics_table, score_crops, write_results
 from madd.export import fingerprint
-from madd.faces import FaceDetector, align_face, first_face
 from madd.forge import portrait
-from madd.generalise import called_fake, skin_tone, test_clips
+from madd.forge_set import forge_set
+from madd.generalise import Only, called_fake, skin_tone, test_clips
 from madd.model import load, model_folder
+from madd.predict import Detector
 from madd.runs import read_config, run
 from madd.sources import AstronautFaces, face_source
 
+FRAMES = 4             # of a clip
 PEOPLE = 40, 60, 40   # who validate, who are kept for the end, built-in identities
 NOTE = 'This model has learnt from forgeries that madd made of public-domain portraits; how it does on the deepfakes of the internet was not measured.'
 
 
-def stills(net, source, names, detector):
-    "One row per untouched portrait as its source gives it: the face with what surrounds it, found as in training (bench/portraits.py asks `madd predict` about the files themselves)"
-    at, rows = {source[i][0]: i for i in range(len(source))}, []
-    for name in progress(names, desc='portraits'):
-        rgb = source[at[name]][1]
-        face = first_face(rgb, detector)
-        crop = align_face(rgb, face.landmarks, net.notes['size'], net.notes['margin'])[0]
-        with torch.inference_mode(): logit = float(fake_logit(net(normalise(crop[None])))[0])
-        rows.append(dict(video=f'portrait/{name}', target=name, label=REAL, logit=logit, tone=skin_tone(portrait(rgb, detector=detector)).name))
+def looks(detector, path, frames=FRAMES):
+    "What `madd predict` sees in a file: one number per view of the largest face, in order of time"
+    seen = [a.faces[0] for a in detector.predict(path, frames).frames if a.faces]
+    return np.array([p for a in seen if a.probability is not None for p in a.views or [a.probability]])
+
+
+def judged(detector, videos):
+    "Evidence of files, found and cut as `madd predict` does it: a row per look at a clip, or per view of a picture"
+    rows = []
+    for v in progress(videos.to_dict('records'), desc='files'):
+        p = np.clip(looks(detector, v['path']), 1e-6, 1 - 1e-6)
+        rows += [v | dict(frame=k, prob=float(q), logit=float(np.log(q/(1 - q)))) for k, q in enumerate(p)]
     return pd.DataFrame(rows)
+
+
+def stills(source, names):
+    "The files of untouched portraits, as a table of videos"
+    at = {source[i][0]: i for i in range(len(source))}
+    return pd.DataFrame([dict(path=str(source.file(at[n])), video=f'portraits/{n}', target=n, label=REAL, dataset='portraits', method='original', compression='as published', split='val') for n in names])
 
 
 def clips(names, source, work, net):
     return test_clips(names, source, work, net.notes['size'], net.notes['margin'])
-
-
-def probabilities(rows, net):
-    "Calibrated, as a verdict has them"
-    z = (rows.logit - net.notes.get('shift', 0))/net.notes.get('temperature', 1)
-    return rows.assign(prob=1/(1 + np.exp(-z)))
 
 
 def milliseconds(net, turns=30):
@@ -72,19 +78,25 @@ def measured(nets, people, source, strangers, work):
     return {name: pd.concat(tables, ignore_index=True) for name, tables in out.items()}
 
 
-def settle(folder, people, source, work, detector):
-    "Store the trained network in half precision, then calibrate and judge exactly what was stored"
+def settle(folder, people, source, work):
+    "Store the trained network in half precision, then calibrate exactly what was stored, on files that `madd predict` itself opens"
     net = load(work/'run'); net.save(folder, half=True)
     net = load(folder)
-    crops, root = clips(people['val'], source, work/'val', net)
-    val = score_crops(net, crops.assign(split='val'), root, calibrated=False)
-    quiet = stills(net, source, people['val'], detector).assign(dataset='portraits', method='original', compression='', split='val', frame=0)
-    scores = pd.concat([val, quiet.assign(prob=1/(1 + np.exp(-quiet.logit)))], ignore_index=True)
+    forged = index(forge_set(work/'val'/'data', Only(source, people['val']), len(people['val']), FRAMES, 0, crfs=(23, 40), workers=1)).assign(split='val')
+    scores = judged(Detector(net), pd.concat([forged, stills(source, people['val'])], ignore_index=True))
     set_calibration(net, calibration_of(scores))
     if 'verdict' not in net.notes: raise UserError(f'{len(people["val"])} people are too few to choose thresholds with: give more to validate.')
     net.notes['note'] = NOTE
     net.save(folder, half=True)
     return net
+
+
+def alarms(net, source, names):
+    "Untouched portraits of people nobody trained on, judged as `madd predict` does: who is called fake, by class of skin colour"
+    detector, at = Detector(net), {source[i][0]: i for i in range(len(source))}
+    seen = {n: looks(detector, source.file(at[n])) for n in progress(names, desc='portraits')}
+    rows = pd.DataFrame([dict(target=n, label=REAL, prob=float(p.mean()), tone=skin_tone(portrait(source[at[n]][1], detector=detector.faces)).name) for n, p in seen.items() if len(p)])
+    return called_fake(rows, net.notes['verdict']['high'], rows.tone)
 
 
 def agreement(rows, shipped):
@@ -108,15 +120,14 @@ def main():
     run(read_config(training='forge', words=a.set, forge=dict(faces=a.faces) | {k: n for k, n in parts.items() if n != getattr(ForgeConfig, k)}), None, work/'run')
     history = {stage: pd.read_csv(work/'run'/at/'history.csv').round(5).to_dict('records') for stage, at in (('first stage', 'pretrain'), ('second stage', ''))}
     hours = sum(r['seconds'] for rows in history.values() for r in rows)/3600
-    source, detector = face_source(a.faces), FaceDetector()
+    source = face_source(a.faces)
     people = split_people([source[i][0] for i in range(len(source))], 0, **parts)
     folder = work/'madd-lite'
-    net = settle(folder, people, source, work, detector)
+    net = settle(folder, people, source, work)
     plain = load(work/'run'/'pretrain')
     scores = measured({'madd-lite': net, 'plain': plain}, people, source, AstronautFaces(a.people[2], seed=1), work)
     table = metrics_table(scores, by='target')
-    alarms = probabilities(stills(net, source, people['test'], detector), net)
-    groups = called_fake(alarms, net.notes['verdict']['high'], alarms.tone)
+    groups = alarms(net, source, people['test'])
     about = dict(date=today(), command=command(), hardware=cpu(), threads=torch.get_num_threads(), hours=round(hours, 2), milliseconds_per_face=milliseconds(net),
                  data='forged and real clips of people nobody trained on; AUC intervals are over people', over='people', people={k: len(v) for k, v in people.items()},
                  models='madd-lite, and plain: its own backbone after the first stage, an ordinary classifier with less training',

@@ -493,6 +493,7 @@ def predict(
     model:Model=DEFAULT,
     output:Annotated[Path, _opt('--output', '-o', help='Folder for the lines, tables, page, figures and clips; the lists and the page of an earlier run there are replaced.')]=Path('predictions'),
     frames:Annotated[int, _opt('--frames', min=1, help='Frames per clip, evenly spaced.')]=16,
+    views:Annotated[int, _opt('--views', min=1, help='Cuts of the face of a picture, each a little different, whose mean counts; 1 is quickest.')]=8,
     figures:Annotated[bool, typer.Option('--figures/--no-figures', help='Draw what was judged.')]=True,
     video:Annotated[bool, typer.Option('--video', help='Write each clip once more, with boxes, scores and a timeline.')]=False,
     json:Annotated[bool, typer.Option('--json', help='One line of JSON per file on stdout instead of words; see --schema.')]=False,
@@ -512,7 +513,7 @@ def predict(
     from madd.judge import predict_paths, threshold_note
     house_style(); reuse_memory()
     rows = predict_paths(paths, model, output, n_frames=frames, figures=figures, video=video, allow_download=allow_download, timeout=timeout,
-                         runtime=runtime, batch_size=batch_size, device=_device(device) if runtime == 'torch' else device)
+                         runtime=runtime, batch_size=batch_size, views=views, device=_device(device) if runtime == 'torch' else device)
     say(*map(json_line if json else verdict_line, rows))
     if not any(r['probability'] is not None for r in rows): raise UserError(nothing_judged(rows, output))
     how = next(SimpleNamespace(**{k: r[k] for k in ('low', 'high', 'calibrated')}) for r in rows if r['probability'] is not None)

@@ -32,7 +32,7 @@ from .core import SCORE_NOTE, UserError, atomic_path, progress, read_json, write
 from .extract import memory_limit
 from .media import BadMedia, VideoInfo, find_media, read_image, write_video
 from .model import DEFAULT
-from .predict import FLAGS, VERDICTS, VERDICT_FORMAT, Detector, FaceLook, FrameLook, Person, Verdict, open_file, verdict_word
+from .predict import FLAGS, VERDICTS, VERDICT_FORMAT, VIEWS, Detector, FaceLook, FrameLook, Person, Verdict, open_file, verdict_word
 from .report import STYLE, Picture, _embedded, render
 
 # %% ../nbs/14b_judge.ipynb #f9531810
@@ -343,7 +343,7 @@ def verdict_schema() -> dict: # JSON Schema
     many, numbers = (lambda n: dict(type='array', items={'$ref': f'#/$defs/{n}'})), lambda n: dict(type='array', items=dict(type='number'), minItems=n, maxItems=n)
     word, flags = dict(enum=list(VERDICTS)), dict(type='array', items=dict(enum=list(FLAGS)))
     said, text = dict(verdict=word, probability=chance), dict(type='array', items=dict(type='string'))
-    parts = dict(FaceLook=_described(FaceLook, box=numbers(4), landmarks=numbers(10), probability=chance, flags=flags), FrameLook=_described(FrameLook, faces=many('FaceLook')),
+    parts = dict(FaceLook=_described(FaceLook, box=numbers(4), landmarks=numbers(10), probability=chance, flags=flags, views=dict(type='array', items=dict(type='number', minimum=0, maximum=1))), FrameLook=_described(FrameLook, faces=many('FaceLook')),
                  Person=_described(Person, **said, flags=dict(type='object', propertyNames=dict(enum=list(FLAGS)), additionalProperties=dict(type='integer', minimum=1))))
     whole = _described(Judged, **said, kind=dict(enum=['picture', 'clip', '']), flags=flags, notes=text, people=many('Person'), frames=many('FrameLook'), format=dict(const=VERDICT_FORMAT))
     return {'$schema': 'https://json-schema.org/draft/2020-12/schema', 'title': 'A line of predictions.jsonl'} | whole | {'$defs': parts}
@@ -360,7 +360,7 @@ def stamp(path, detector, n_frames) -> dict:
     "What must not have changed if an old verdict is to stand"
     st = Path(path).stat()
     return dict(bytes=st.st_size, mtime_ns=st.st_mtime_ns, model=detector.fingerprint, settings=asdict(detector.settings), runtime=detector.engine.runtime,
-                n_frames=n_frames, version=__version__, format=VERDICT_FORMAT)
+                n_frames=n_frames, views=detector.views, version=__version__, format=VERDICT_FORMAT)
 
 # %% ../nbs/14b_judge.ipynb #b57b497a
 def stored(
@@ -764,14 +764,14 @@ def predict_paths(
     video:bool=False,    # Write an annotated clip per clip
     allow_download:bool=False, # Fetch http and https addresses
     timeout:float=300.,  # Seconds a file may take, and one more for each of its megabytes
-    runtime:str='torch', batch_size:int=8, # As for `Detector.load`
+    runtime:str='torch', batch_size:int=8, views:int=VIEWS, # As for `Detector.load`
 ) -> list: # One dict per file, in the order of predictions.jsonl
     "Judge many files; bad ones are listed with the reason, and finished ones are not judged again"
     out, (files, links, bad) = Path(out), list_files(paths, out)
     if at := next((p for p in (out, *out.parents) if p.exists() and not p.is_dir()), None): raise UserError(f'{at} is a file, and the results need a folder: choose another output.')
     with Reader() as reader:
         reader.start()                                   # before a model and its threads are there
-        detector = model_dir if not isinstance(model_dir, (str, Path)) else Detector.load(model_dir, device, runtime=runtime, batch_size=batch_size)
+        detector = model_dir if not isinstance(model_dir, (str, Path)) else Detector.load(model_dir, device, runtime=runtime, batch_size=batch_size, views=views)
         sweep(out)
         fetched, lost = _fetched(links, out, reader, timeout, allow_download)
         todo = {f: '' for f in files} | fetched

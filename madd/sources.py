@@ -1279,11 +1279,21 @@ def skipped(self:FolderFaces) -> list: # (path, reason) of every file that canno
     return self._bad
 
 @patch
-def __getitem__(self:FolderFaces, i) -> tuple: # name, (h, w, 3) bytes
+def _at(self:FolderFaces, i):
+    "Path and box of person `i`"
     if i < 0: i += len(self)
     self._find(i + 1)
     if not 0 <= i < len(self._good): raise IndexError(f'{self.folder} has {len(self._good)} usable portraits, and number {i} was asked for')
-    path, box = self._good[i]
+    return self._good[i]
+
+@patch
+def file(self:FolderFaces, i) -> Path:
+    "The picture of person `i` as it lies in the folder"
+    return self._at(i)[0]
+
+@patch
+def __getitem__(self:FolderFaces, i) -> tuple: # name, (h, w, 3) bytes
+    path, box = self._at(i)
     return str(path.relative_to(self.folder).with_suffix('')).replace('/', '_').replace('\\', '_'), framed(read_image(path), box, self.size)
 
 # %% ../nbs/01a_sources.ipynb #e9b494ae

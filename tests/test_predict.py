@@ -302,7 +302,7 @@ def test_json_round_trip_and_later_fields():
     again = Verdict.from_json(v.to_json())
     assert again == v and isinstance(again.frames[0], FrameLook) and isinstance(again.frames[0].faces[0], FaceLook) and isinstance(again.people[0], Person)
     d = json.loads(v.to_json()) | dict(colour='blue'); d['people'][0]['mood'] = 'good'
-    assert Verdict.from_dict(d) == v and v.format == VERDICT_FORMAT == 4 and v.verdict in VERDICTS
+    assert Verdict.from_dict(d) == v and v.format == VERDICT_FORMAT == 5 and v.verdict in VERDICTS
     with pytest.raises(UserError, match='format 1'): Verdict.from_dict({k: x for k, x in d.items() if k != 'format'})
 
 
@@ -396,3 +396,44 @@ def test_results_never_go_where_a_file_is(tmp_path):
     for out in (file, file/'deeper'):
         with pytest.raises(UserError, match='is a file, and the results need a folder'): predict_paths(file, Detector(Brightness(), faces=lambda rgb: [face_at(100)]), out)
     assert file.is_file()
+
+
+# --- a face that is seen only once
+
+
+def test_a_picture_is_cut_several_times_and_a_clip_is_not(tmp_path):
+    engine = Brightness(); d = Detector(engine, faces=lambda rgb: [face_at(100), face_at(300, side=40.)], views=5, batch_size=4)
+    v = d.predict(save_image(tmp_path/'a.png', picture(130)))
+    assert [len(a.views) for a in v.frames[0].faces] == [5, 5] and engine.batches == [4, 4, 2]
+    for a in v.frames[0].faces: assert abs(np.mean(a.views) - a.probability) < 1e-5 and np.ptp(a.views) > 0
+    engine.batches.clear()
+    v = d.predict(write_video(tmp_path/'a.mp4', [picture(130, seed=i) for i in range(4)], fps=5), 4)
+    assert [a.views for f in v.frames for a in f.faces] == [[]]*8 and sum(engine.batches) == 8
+    assert len(d.predict(tmp_path/'a.mp4', 1).frames[0].faces[0].views) == 0          # a clip is a clip, however little of it is wanted
+
+
+def test_one_view_is_the_crop_as_it_was_found(tmp_path):
+    file = save_image(tmp_path/'a.png', picture(130))
+    one, many = (Detector(Brightness(), faces=lambda rgb: [face_at(100)], views=n).predict(file).frames[0].faces[0] for n in (1, 8))
+    assert one.views == [] and abs(one.probability - many.views[0]) < 1e-5
+    with pytest.raises(UserError, match='at least once, not 0 times'): Detector(Brightness(), faces=list, views=0)
+
+
+def test_a_view_without_a_finite_number_leaves_none(tmp_path):
+    class Sick(Brightness):
+        def __call__(self, crops): z, a = super().__call__(crops); z[-1] = np.nan; return z, a
+    v = Detector(Sick(), faces=lambda rgb: [face_at(100)]).predict(save_image(tmp_path/'a.png', picture(130)))
+    assert (v.verdict, v.probability, v.reason) == (N, None, 'the network gave no finite number')
+
+
+def test_views_at_the_rim_of_a_picture_and_nobody_at_all(tmp_path):
+    d = Detector(Brightness(), faces=lambda rgb: [face_at(2., 2.)])
+    assert len(d.judge_picture(picture(130)).frames[0].faces[0].views) == 8
+    assert Detector(Brightness(), faces=lambda rgb: []).judge_picture(picture()).reason == 'no face was found in the picture'
+
+
+def test_other_views_are_judged_again(tmp_path):
+    from madd.judge import predict_paths
+    file = save_image(tmp_path/'a.png', picture(130))
+    rows = [predict_paths(file, Detector(Brightness(), faces=lambda rgb: [face_at(100)], views=n), tmp_path/'out', figures=False)[0] for n in (1, 4, 4)]
+    assert [len(r['frames'][0]['faces'][0]['views']) for r in rows] == [0, 4, 4] and rows[1]['probability'] != rows[0]['probability']
