@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['HOW', 'STEPS', 'DONORS', 'FAMILIES', 'LEAST', 'FORGE_VERSION', 'recolour', 'resample', 'sharpness', 'denoise',
            'recode', 'grain', 'shade', 'own_copy', 'expression', 'look_alike', 'Family', 'draw_mask', 'forge_one',
-           'change', 'mirrored', 'rebuilt', 'camera', 'draw_route', 'travel', 'Pair', 'cut', 'make_pair', 'Pool',
-           'split_people', 'EndlessPairs', 'EndlessDL', 'people_table', 'endless_dls', 'ForgeConfig', 'forge_config',
-           'everybody', 'endless_loaders']
+           'change', 'crossed', 'mirrored', 'rebuilt', 'camera', 'draw_route', 'travel', 'Pair', 'cut', 'make_pair',
+           'Pool', 'split_people', 'EndlessPairs', 'EndlessDL', 'people_table', 'endless_dls', 'ForgeConfig',
+           'forge_config', 'everybody', 'endless_loaders']
 
 # %% ../nbs/03a_endless.ipynb #8579e829
 import warnings
@@ -217,6 +217,15 @@ def change(
     if not inside.any(): return 0.
     return float(np.abs(forged.image[inside].astype(np.int16) - image[inside]).mean())
 
+# %% ../nbs/03a_endless.ipynb #cr02code
+def crossed(
+    families:tuple,          # Keys of `FAMILIES` to draw from
+    rng:np.random.Generator, # Draws four of them, with repetition
+) -> Family:
+    "Donor, regions, edge and treatment, each from a family of its own"
+    a, b, c, d = (FAMILIES[families[int(i)]] for i in rng.integers(len(families), size=4))
+    return Family(a.donor, b.regions, c.soft, d.steps)
+
 # %% ../nbs/03a_endless.ipynb #efd36237
 def mirrored(p:Portrait) -> Portrait:
     "Left and right exchanged, landmarks too"
@@ -317,10 +326,13 @@ def make_pair(
     size:int=160, margin:float=.05, # Of the crops
     families:tuple=tuple(FAMILIES), # Kinds to choose from
     hard:float=1.,                  # 0 to 1
+    cross:float=0.,                 # Share of forgeries that are `crossed`
 ) -> Pair:
     "Photograph, forge, send both along the same route, cut both out with the same wobble"
     real, method = camera(target, rng, hard), families[int(rng.integers(len(families)))]
-    forged = forge_one(real, other, FAMILIES[method], rng)
+    family = FAMILIES[method]
+    if cross and rng.uniform() < cross: family, method = crossed(families, rng), 'crossed'
+    forged = forge_one(real, other, family, rng)
     route, seed = draw_route(rng, hard), int(rng.integers(2**31))
     wobble = rng.normal(0, .012, (5, 2))*eye_distance(real.landmarks) + rng.normal(0, .03, 2)*eye_distance(real.landmarks)
     margin = max(0., margin + rng.uniform(-.05, .10))
@@ -383,8 +395,10 @@ class EndlessPairs(torch.utils.data.Dataset):
         ramp:int=0,            # Epochs until the hardest pairs are drawn; 0: from the start
         frozen:bool=False,     # The same pairs in every epoch, made once
         masks:bool=False,      # Also hand out what was replaced
+        cross:float=0.,        # As in `make_pair`; what is frozen is never crossed
     ):
         self.pool, self.pairs, self.size, self.margin, self.families, self.seed, self.ramp, self.frozen, self.masks = pool, pairs, size, margin, tuple(families), seed, ramp, frozen, masks
+        self.cross = 0. if frozen else cross
         self.epoch, self.weights, self.last, self.labels = 0, None, (None, None), np.tile([REAL, FAKE], pairs)
         if frozen: self.made = [self._make(k) for k in progress(range(pairs), desc='validation pairs')]
 
@@ -398,7 +412,7 @@ class EndlessPairs(torch.utils.data.Dataset):
         rounds, place = divmod(k, len(self.pool))
         i = int(np.random.default_rng([self.seed, epoch, rounds]).permutation(len(self.pool))[place])
         rng = np.random.default_rng([self.seed, epoch, k, 1])
-        return make_pair(self.pool.portraits[i], self.pool.look_alike(i, rng), rng, self.size, self.margin, self.families, self.hard)
+        return make_pair(self.pool.portraits[i], self.pool.look_alike(i, rng), rng, self.size, self.margin, self.families, self.hard, self.cross)
 
 # %% ../nbs/03a_endless.ipynb #00f3ca8d
 @patch
@@ -426,7 +440,7 @@ class EndlessDL(CropDL):
 
 def people_table(ds:EndlessPairs) -> pd.DataFrame:
     "What a run writes down about its data: one row per person and label"
-    rows = [dict(dataset='endless forge', method='+'.join(ds.families) if y else 'original', compression='', video=n, crop=n, label=y, size=ds.size, margin=ds.margin)
+    rows = [dict(dataset='endless forge', method='+'.join([*ds.families, *['crossed']*(ds.cross > 0)]) if y else 'original', compression='', video=n, crop=n, label=y, size=ds.size, margin=ds.margin)
             for n in ds.pool.names for y in (REAL, FAKE)]
     return pd.DataFrame(rows)
 
@@ -436,11 +450,12 @@ def endless_dls(
     bs:int=32, pairs:int=1024, val_pairs:int=256,
     size:int=160, margin:float=.05, families:tuple=tuple(FAMILIES), seed:int=0, ramp:int=0, num_workers:int=0, device=None,
     masks:bool=False,       # Training batches also hold what was replaced
+    cross:float=0.,         # Share of the training forgeries that are `crossed`
 ) -> DataLoaders:
     "Endless training batches and frozen validation pairs of other people"
     if bs % 2: raise UserError(f'A batch holds pairs, so the batch size must be even, not {bs}.')
     names = people['train'][:n_people] if n_people else people['train']
-    tr = EndlessPairs(pool.part(names), pairs, size, margin, families, seed, ramp, masks=masks)
+    tr = EndlessPairs(pool.part(names), pairs, size, margin, families, seed, ramp, masks=masks, cross=cross)
     va = EndlessPairs(pool.part(people['val']), val_pairs, size, margin, families, seed, frozen=True)
     device = device or default_device()
     loader = lambda ds, n, **kw: EndlessDL(ds, bs=bs, num_workers=n, device=device, pin_memory=torch.device(device).type == 'cuda', **kw)
@@ -463,6 +478,7 @@ class ForgeConfig:
     margin:float = .05      # As in `madd.faces.align_face`
     left_out:str = ''       # A key of `FAMILIES` that is never drawn
     ramp:int = 0            # Epochs until the hardest pairs come; 0 = from the start
+    cross:float = 0.        # Share of the training forgeries that mix families, 0 to 1; needs two of them
 
 def forge_config(values:dict) -> ForgeConfig:
     "Checked settings of the endless forge; a wrong word is answered with the right ones"
@@ -473,6 +489,7 @@ def forge_config(values:dict) -> ForgeConfig:
         if not good: raise UserError(f'forge.{key} must be {"text" if kinds[key] is str else "a number, 0 or more"}, got {value!r}.')
     c = ForgeConfig(**values)
     if c.left_out and c.left_out not in FAMILIES: raise UserError(f'There is no family {c.left_out!r}; choose one of {", ".join(FAMILIES)}.')
+    if c.cross > 1: raise UserError(f'forge.cross is a share and must not exceed 1, got {c.cross!r}.')
     if min(c.pairs, c.val_pairs) < 2 or c.val < 2: raise UserError('The endless forge needs at least 2 pairs to train with, and 2 pairs of 2 people to validate with.')
     return c
 
@@ -492,4 +509,4 @@ def endless_loaders(
     c = forge_config(config)
     pool = pool or everybody(c)
     families = tuple(f for f in FAMILIES if f != c.left_out)
-    return endless_dls(pool, split_people(pool.names, 0, c.val, c.test), c.people, bs, c.pairs, c.val_pairs, size, c.margin, families, seed, c.ramp, num_workers, device, masks)
+    return endless_dls(pool, split_people(pool.names, 0, c.val, c.test), c.people, bs, c.pairs, c.val_pairs, size, c.margin, families, seed, c.ramp, num_workers, device, masks, c.cross)
