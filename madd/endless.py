@@ -444,6 +444,7 @@ def people_table(ds:EndlessPairs) -> pd.DataFrame:
             for n in ds.pool.names for y in (REAL, FAKE)]
     return pd.DataFrame(rows)
 
+# %% ../nbs/03a_endless.ipynb #cr04code
 def endless_dls(
     pool:Pool, people:dict, # Everybody; from `split_people`
     n_people:int=0,         # Train on so many of them only; 0: all

@@ -402,6 +402,7 @@ def stream(self:Detector,
         yield from self._scored(queue, waiting)
     yield from self._scored(queue, waiting)
 
+# %% ../nbs/14_predict.ipynb #vw09code
 @patch
 def _more_views(self:Detector, rgb, f, n):
     "The other cuts of a face, when one is not enough"

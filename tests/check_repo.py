@@ -8,7 +8,7 @@ sys.path.insert(0, str(ROOT/'docs'))
 from cells import directives
 
 GLANCE, LONGEST = 30, 46   # lines of an exported cell that are not empty; the second for the ones named here, with the reason
-LONG = {('15_cli', 'train'): 'options of a command'}
+LONG = {('15_cli', 'train'): 'options of a command', ('15_cli', 'predict'): 'options of a command'}
 
 
 def contents(*patterns):
