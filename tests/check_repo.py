@@ -1,4 +1,4 @@
-"""Promises about the repository, checked: notebooks are clean and show no path of a machine, the library is what they export, an exported cell can be read at one glance, links lead somewhere, a lesson ends as lessons do and its exercises are answered, the README and the line under each title are current."""
+"""Promises about the repository, checked: notebooks are clean and show no path of a machine, the library is what they export, an exported cell can be read at one glance, links lead somewhere, no picture is drawn where nobody sees it, a lesson ends as lessons do and its exercises are answered, the README and the line under each title are current."""
 import ast, json, re, subprocess, sys
 from pathlib import Path
 import nbformat
@@ -57,6 +57,17 @@ def long_cells(cells):
     return [f'{nb}: {name} ({n} lines)' for (nb, name), n in long.items() if (nb, name) not in LONG or n > LONGEST] + [f'{nb}: {name} (fits now: take it out of LONG)' for nb, name in LONG if (nb, name) not in long]
 
 
+SHOWING = ('show_images', 'show_flow')   # they return what they show, so they have to come last in a cell
+
+def unseen():
+    "Pictures that a cell draws and nobody sees, because something comes after them"
+    for p in sorted((ROOT/'nbs').glob('*.ipynb')):
+        for c in nbformat.read(p, 4).cells:
+            if c.cell_type != 'code' or not any(f in c.source for f in SHOWING): continue
+            calls = [n.value.func for n in ast.parse(c.source).body[:-1] if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)]
+            yield from (f'{p.stem}: {f.id} in cell {c.id}' for f in calls if getattr(f, 'id', '') in SHOWING)
+
+
 ENDS = ('What to remember', 'Where it goes next', 'Exercises')   # of every lesson that exports something
 
 def headings(p):
@@ -93,6 +104,7 @@ def main():
         print(f'{name}: ' + (f'changed {", ".join(changed)}: run it and commit the result' if changed else 'changes nothing'))
     if found := long_cells(exported_cells()): failed = True; print(f'exported cells of more than {GLANCE} lines (or {LONGEST}, where LONG names them): {", ".join(found)}')
     if found := machine_paths(): failed = True; print(f'paths of a machine in the outputs of {", ".join(found)}: run them again without')
+    if found := list(unseen()): failed = True; print(f'pictures that nobody sees (the call must come last in its cell): {"; ".join(found)}')
     if found := list(broken_links()): failed = True; print(f'links that lead nowhere: {", ".join(found)}')
     if found := list(unfinished_lessons()): failed = True; print(f'lessons that do not end as lessons do: {"; ".join(found)}')
     sys.exit(1 if failed else 0)
