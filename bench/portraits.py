@@ -15,7 +15,7 @@ from sklearn.metrics import log_loss
 from common import command, cpu, today
 from madd.core import progress, reuse_memory, write_json
 from madd.endless import FAMILIES, Pool, camera, draw_route, forge_one, split_people, travel
-from madd.generalise import Only, called_fake, mean_auc
+from madd.generalise import Only, called_fake, gain, mean_auc
 from madd.predict import VERDICTS, VIEWS, Detector
 from madd.sources import face_source
 
@@ -63,17 +63,18 @@ def pairs(detector, source, names):
 
 
 def by_views(rows, made, low, high):
-    "The same faces, judged by the first so many cuts"
-    out, n = [], 1
+    "The same faces, judged by the first so many cuts; the words are left out, because they have other rules beside the thresholds"
+    out, n, first = [], 1, None
+    files, seen = rows[rows.views.str.len() > 0], made[made.views.str.len() > 0]
     while n <= VIEWS:
-        files = rows[rows.views.str.len() > 0]
         p = files.assign(prob=[float(np.mean(v[:n])) for v in files.views]).pivot(index='name', columns='form', values='prob')
         moved = p.drop(columns='as published').sub(p['as published'], axis=0).abs()
-        seen = made[made.views.str.len() > 0]
         seen = seen.assign(prob=[float(np.mean(v[:n])) for v in seen.views])
-        auc = mean_auc([seen])
-        out.append(dict(views=n, moved_median={k: float(m.median()) for k, m in moved.items()}, real=int((p['as published'] <= low).sum()), fake=int((p['as published'] >= high).sum()),
-                        auc=auc.value, auc_lo=auc.lo, auc_hi=auc.hi, log_loss=float(log_loss(seen.label, seen.prob)), pictures=len(seen)))
+        first = seen if first is None else first
+        auc, more, forged = mean_auc([seen]), gain([seen], [first]), seen.prob[seen.label == 1]
+        out.append(dict(views=n, moved_median=moved.median().to_dict(), moved_most=moved.max().to_dict(), portraits_low=int((p['as published'] <= low).sum()), portraits_high=int((p['as published'] >= high).sum()),
+                        forged_low=int((forged <= low).sum()), forged_high=int((forged >= high).sum()), auc=auc.value, auc_lo=auc.lo, auc_hi=auc.hi, gain=more.value, gain_lo=more.lo, gain_hi=more.hi,
+                        log_loss=float(log_loss(seen.label, seen.prob)), pictures=len(seen)))
         n *= 2
     return out
 

@@ -18,7 +18,7 @@ from madd.generalise import gain, mean_auc
 from madd.model import load
 from madd.runs import over, read_config, run
 
-FIRST = 'first stage'
+FIRST, OUT = 'first stage', Path('bench/results/second_stage.json')
 STAGE = dict(size=112, pretrain_epochs=8, pretrain_lr=7e-4, where=1., ema=.98, epochs=3, workers=0, save_seconds=120., forge=dict(pairs=1024, val_pairs=300, ramp=3))
 KINDS = {'the backbone rests': dict(freeze=True, lr=1e-3), 'everything learns': dict(lr=1e-4), 'no RIL, no AGDA': dict(lr=1e-4, changes=dict(loss='none', augment='none')),
          'plain goes on': dict(lr=1e-4, model='PlainDetector', pretrain_epochs=0, where=0.)}
@@ -38,7 +38,7 @@ def train(seed, o):
     "kind -> folder of a finished run; the first stage is trained once and copied"
     out, done = o.work/f'seed{seed}', {}
     folder = lambda kind: out/kind.replace(', ', '_').replace(' ', '_')
-    stage = folder(o.kinds[0])/'pretrain'
+    stage = next((f.parent for f in sorted(out.glob('*/pretrain/train.json'))), folder(o.kinds[0])/'pretrain')   # also of an earlier call with other kinds
     for kind, config in configs(seed, o, stage):
         at = folder(kind)
         if config.pretrain_epochs and (stage/'train.json').exists() and not (at/'pretrain').exists(): shutil.copytree(stage, at/'pretrain')
@@ -65,9 +65,10 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--faces', default='portraits'); p.add_argument('--seeds', type=int, default=1); p.add_argument('--tiny', action='store_true', help='a few minutes on built-in people (--faces ""), to see that it runs')
     p.add_argument('--first-seed', type=int, default=0); p.add_argument('--kinds', nargs='+', default=list(KINDS), choices=list(EVERY), help='second stages; the first of them is trained together with the first stage')
-    p.add_argument('--work', type=Path, default=Path('runs/second_stage')); p.add_argument('--out', type=Path, default=Path('bench/results/second_stage.json'))
+    p.add_argument('--work', type=Path, default=Path('runs/second_stage')); p.add_argument('--out', type=Path, default=OUT)
     o = p.parse_args()
     if o.kinds[0] == 'plain goes on': raise UserError('"plain goes on" has no first stage of its own: name another kind first.')
+    if o.out == OUT and (o.kinds != list(KINDS) or o.first_seed): raise UserError(f'{OUT} holds the usual kinds from seed 0 on: give another --out for others.')
     torch.set_num_threads(1); reuse_memory()
     small = TINY['settings'] if o.tiny else {}
     o.stage = over(STAGE, small | (dict(pretrain_epochs=1) if o.tiny else {}))

@@ -493,7 +493,7 @@ def predict(
     model:Model=DEFAULT,
     output:Annotated[Path, _opt('--output', '-o', help='Folder for the lines, tables, page, figures and clips; the lists and the page of an earlier run there are replaced.')]=Path('predictions'),
     frames:Annotated[int, _opt('--frames', min=1, help='Frames per clip, evenly spaced.')]=16,
-    views:Annotated[int, _opt('--views', min=1, help='Cuts of the face of a picture, each a little different, whose mean counts; 1 is quickest.')]=8,
+    views:Annotated[int, _opt('--views', min=1, max=64, help='Cuts of the face of a picture, each a little different, whose mean counts; 1 is quickest.')]=8,
     figures:Annotated[bool, typer.Option('--figures/--no-figures', help='Draw what was judged.')]=True,
     video:Annotated[bool, typer.Option('--video', help='Write each clip once more, with boxes, scores and a timeline.')]=False,
     json:Annotated[bool, typer.Option('--json', help='One line of JSON per file on stdout instead of words; see --schema.')]=False,

@@ -222,7 +222,7 @@ def crossed(
     families:tuple,          # Keys of `FAMILIES` to draw from
     rng:np.random.Generator, # Draws four of them, with repetition
 ) -> Family:
-    "Donor, regions, edge and treatment, each from a family of its own"
+    "Donor, regions, edge and treatment, each drawn apart"
     a, b, c, d = (FAMILIES[families[int(i)]] for i in rng.integers(len(families), size=4))
     return Family(a.donor, b.regions, c.soft, d.steps)
 

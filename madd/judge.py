@@ -30,7 +30,7 @@ from pydantic import TypeAdapter
 from . import __version__
 from .core import SCORE_NOTE, UserError, atomic_path, progress, read_json, write_json
 from .extract import memory_limit
-from .media import BadMedia, VideoInfo, find_media, read_image, write_video
+from .media import BadMedia, VideoInfo, find_media, is_video, read_image, write_video
 from .model import DEFAULT
 from .predict import FLAGS, VERDICTS, VERDICT_FORMAT, VIEWS, Detector, FaceLook, FrameLook, Person, Verdict, open_file, verdict_word
 from .report import STYLE, Picture, _embedded, render
@@ -360,7 +360,7 @@ def stamp(path, detector, n_frames) -> dict:
     "What must not have changed if an old verdict is to stand"
     st = Path(path).stat()
     return dict(bytes=st.st_size, mtime_ns=st.st_mtime_ns, model=detector.fingerprint, settings=asdict(detector.settings), runtime=detector.engine.runtime,
-                n_frames=n_frames, views=detector.views, version=__version__, format=VERDICT_FORMAT)
+                n_frames=n_frames, views=1 if is_video(path) else detector.views, version=__version__, format=VERDICT_FORMAT)
 
 # %% ../nbs/14b_judge.ipynb #b57b497a
 def stored(
@@ -583,7 +583,7 @@ def _rate(v:Verdict)->float:
 
 # %% ../nbs/14b_judge.ipynb #effc0a55
 FILE_COLUMNS = ['path', 'verdict', 'probability', 'reason', 'kind', 'people', 'frames', 'judged', 'flags', 'notes', 'width', 'height', 'seconds', 'low', 'high', 'calibrated', 'runtime', 'model', 'figure', 'video', 'source', 'caution']
-FACE_COLUMNS = ['path', 'frame', 'seconds', 'person', 'probability', 'reason', 'flags', 'x0', 'y0', 'x1', 'y1', 'found', 'person_verdict', 'person_probability', 'caution']
+FACE_COLUMNS = ['path', 'frame', 'seconds', 'person', 'probability', 'views', 'reason', 'flags', 'x0', 'y0', 'x1', 'y1', 'found', 'person_verdict', 'person_probability', 'caution']
 
 # %% ../nbs/14b_judge.ipynb #37f59f7c
 def file_row(r:dict) -> dict:
@@ -595,7 +595,7 @@ def face_rows(r:dict) -> list:
     "A record as rows of faces.csv"
     people = {p['track']: p for p in r['people']}
     who = lambda a: dict(person_verdict=people.get(a['track'], {}).get('verdict'), person_probability=people.get(a['track'], {}).get('probability'))
-    return [dict(path=r['path'], frame=f['frame'], seconds=f['seconds'], person=a['track'] + 1, probability=a['probability'], reason=a['reason'], flags='; '.join(a['flags']),
+    return [dict(path=r['path'], frame=f['frame'], seconds=f['seconds'], person=a['track'] + 1, probability=a['probability'], views='; '.join(f'{p:g}' for p in a['views']), reason=a['reason'], flags='; '.join(a['flags']),
                  **dict(zip(('x0', 'y0', 'x1', 'y1'), a['box'])), found=a['found'], caution=r['caution'], **who(a)) for f in r['frames'] for a in f['faces']]
 
 # %% ../nbs/14b_judge.ipynb #4d57634e

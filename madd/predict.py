@@ -315,7 +315,7 @@ class People:
         return numbers
 
 # %% ../nbs/14_predict.ipynb #vw02code
-VIEWS = 8           # cuts of a face that is seen only once
+VIEWS = 8           # cuts of the face of a picture; that of a clip is cut once per frame
 OFF = .012, .02, .03 # how far they differ: each of the five points and all of them together (eye distances, standard deviation); the margin (at most)
 
 def view_crops(
@@ -341,7 +341,7 @@ class Detector:
         faces=None,                     # Finds faces in a frame; `FaceDetector()` by default
         fingerprint:str='',             # Of the weights, repeated in every verdict
         batch_size:int=8,               # Crops that go through the network together
-        views:int=VIEWS,                # Cuts of a face that is seen only once, in a picture
+        views:int=VIEWS,                # Cuts of the face of a picture
     ):
         self.engine = TorchEngine(model, device, fingerprint) if isinstance(model, torch.nn.Module) else model
         self.settings = settings or read_settings(self.engine.notes)
@@ -371,16 +371,17 @@ def unjudged(
 def look(self:Detector,
     rgb,         # (H, W, 3) bytes
     people=None, # `People` of the frames before
-) -> list: # (`FaceLook`, its crop or `None`), largest face first
+    views:int=1, # How often every face is cut
+) -> list: # (`FaceLook`, its crops; none when it is not judged), largest face first
     "Find the faces of a frame, number them, cut and check those that will be judged"
     faces = sorted(getattr(self.faces, 'everyone', self.faces)(rgb), key=lambda f: -f.height)
     out, s, r = [], self.settings, lambda a: np.round(np.ravel(a).astype(float), 3).tolist()
     for place, (face, number) in enumerate(zip(faces, (people or People())(rgb, faces))):
-        seen, crop = FaceLook(number, r(face.box), r(face.landmarks), round(float(face.score), 4), reason=unjudged(face, place)), None
+        seen, crops = FaceLook(number, r(face.box), r(face.landmarks), round(float(face.score), 4), reason=unjudged(face, place)), []
         if not seen.reason:
-            crop = align_face(rgb, face.landmarks, s.size, s.margin)[0]
-            seen.flags = quality_flags(rgb, face, crop, s.margin)
-        out.append((seen, crop))
+            crops = view_crops(rgb, face.landmarks, s.size, s.margin, views)
+            seen.flags = quality_flags(rgb, face, crops[0], s.margin)
+        out.append((seen, crops))
     return out
 
 # %% ../nbs/14_predict.ipynb #2dac5126
@@ -390,12 +391,12 @@ def stream(self:Detector,
     people=None, # A fresh `People`
     views:int=1, # How often every face is cut
 ): # Iterator of `FrameLook`s, in order
-    "Every frame as soon as all its faces are scored; holds one batch of crops and one frame"
+    "Every frame as soon as all its faces are scored; holds one frame, and the crops of one batch or of one picture"
     people, waiting, queue, full = people or People(), [], [], 1
     for i, seconds, rgb in frames:
-        pairs = self.look(rgb, people)
+        pairs = self.look(rgb, people, views)
         waiting.append(FrameLook(int(i), round(float(seconds), 4), [f for f, _ in pairs], '' if pairs else 'no face found'))
-        queue += [(f, [crop, *self._more_views(rgb, f, views)]) for f, crop in pairs if crop is not None]
+        queue += [(f, crops) for f, crops in pairs if crops]
         del rgb, pairs
         if 0 < len(queue) < full: continue
         if queue: full = self.batch_size
@@ -403,12 +404,6 @@ def stream(self:Detector,
     yield from self._scored(queue, waiting)
 
 # %% ../nbs/14_predict.ipynb #vw09code
-@patch
-def _more_views(self:Detector, rgb, f, n):
-    "The other cuts of a face, when one is not enough"
-    s = self.settings
-    return view_crops(rgb, np.reshape(f.landmarks, (5, 2)), s.size, s.margin, n)[1:] if n > 1 else []
-
 @patch
 def _scored(self:Detector, queue, waiting):
     "Give the waiting faces their numbers; empties both lists"
@@ -531,7 +526,7 @@ def _notes(
     if len(judged) > 1: notes += _company(v, judged)
     notes += [f'{person_name(p.track).capitalize()} is held at uncertain: {p.reason}.' for p in judged if p.reason]
     for p in judged: notes += _moment(v, p)
-    notes += [n for a in looks for n in _wavering(v, a)]
+    notes += [n for a in looks for n in _wavering(v, a, len(judged) > 1)]
     notes += [FLAGS[f] + (f' ({flags[f]} of {len(looks)} looks)' if len(looks) > 1 else '') for f in FLAGS if flags[f]]
     notes += [f'{n} {"looks were" if n > 1 else "look was"} left out: {why}.' for why, n in left_out.items()]
     if blank: notes.append(f'{blank} of {len(v.frames)} frames could not be judged and are left out of the mean.')
@@ -546,10 +541,11 @@ def _moment(v, p):
     if p.verdict == 'likely fake' or not LOUD <= len(at) <= p.frames/2: return []
     return [f'{person_name(p.track).capitalize()} looks like a fake for a moment: {len(at)} of {p.frames} looks between {at[0]:.1f} and {at[-1]:.1f} s are at {v.high:.2f} or above. Look there, and ask for more frames.']
 
-def _wavering(v, a):
+def _wavering(v, a, several):
     "Whether the way a face is cut decides about the word"
     if len({verdict_word(p, v.low, v.high) for p in a.views}) < 2: return []
-    return [f'Cut {len(a.views)} times a little differently, the same face gets between {min(a.views):.2f} and {max(a.views):.2f}; the probability is the mean.']
+    whose = f'the face of {person_name(a.track)}' if several else 'the same face'
+    return [f'Cut {len(a.views)} times a little differently, {whose} gets between {min(a.views):.2f} and {max(a.views):.2f}, which is not the same word every time; the probability is the mean.']
 
 def _company(v, judged):
     "What several people mean for a verdict"
@@ -586,7 +582,7 @@ def judge_frames(self:Detector,
     path='',   # What the verdict is about
     wanted:int|None=None, info=None, # Frames that were asked for; `VideoInfo` of a clip
     seen=None, # Called with every `FrameLook` as soon as it is finished
-    views:int=1, # How often every face is cut: more for one that is seen only once
+    views:int=1, # How often every face is cut; see `judge_picture`
 ) -> Verdict:
     "Judge frames wherever they come from, and keep none of them"
     s, people = self.settings, People()

@@ -437,3 +437,25 @@ def test_other_views_are_judged_again(tmp_path):
     file = save_image(tmp_path/'a.png', picture(130))
     rows = [predict_paths(file, Detector(Brightness(), faces=lambda rgb: [face_at(100)], views=n), tmp_path/'out', figures=False)[0] for n in (1, 4, 4)]
     assert [len(r['frames'][0]['faces'][0]['views']) for r in rows] == [0, 4, 4] and rows[1]['probability'] != rows[0]['probability']
+
+
+def test_the_command_line_cuts_as_often_as_the_library():
+    import inspect
+    from madd import cli
+    from madd.predict import VIEWS
+    assert inspect.signature(cli.predict).parameters['views'].default == VIEWS == Detector(Brightness(), faces=list).views
+
+
+def test_the_table_of_faces_holds_the_views(tmp_path):
+    import csv
+    from madd.judge import predict_paths
+    predict_paths(save_image(tmp_path/'a.png', picture(130)), Detector(Brightness(), faces=lambda rgb: [face_at(100)]), tmp_path/'out', figures=False)
+    row, = csv.DictReader(open(tmp_path/'out'/'faces.csv'))
+    assert abs(np.mean([float(p) for p in row['views'].split('; ')]) - float(row['probability'])) < 1e-5
+
+
+def test_other_views_leave_clips_as_they_were_judged(tmp_path):
+    from madd.judge import predict_paths
+    clip, engine = write_video(tmp_path/'a.mp4', [picture(130, seed=i) for i in range(3)], fps=5), Brightness()
+    for n in (8, 2): predict_paths(clip, Detector(engine, faces=lambda rgb: [face_at(100)], views=n), tmp_path/'out', n_frames=3, figures=False)
+    assert sum(engine.batches) == 3
