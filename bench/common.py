@@ -28,3 +28,14 @@ def sized(which):
     model = load(which)
     if not {'size', 'margin'} <= set(model.notes): raise UserError(f'{which} does not say for which size and margin it was trained.')
     return model
+
+
+def files_of(source):
+    "name -> the picture of a person as it lies in the folder"
+    return {source[i][0]: source.file(i) for i in range(len(source))}
+
+
+def looks_of(verdict):
+    "What `madd predict` saw in a file: one number per look at the largest face of a clip, or per cut of that of a picture, in order of time"
+    seen = [f.faces[0] for f in verdict.frames if f.faces]
+    return [p for a in seen if a.probability is not None for p in a.views or [a.probability]]

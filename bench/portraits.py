@@ -12,7 +12,7 @@ import numpy as np, pandas as pd, torch
 from PIL import Image
 from sklearn.metrics import log_loss
 
-from common import command, cpu, today
+from common import command, cpu, files_of, looks_of, today
 from madd.core import progress, reuse_memory, write_json
 from madd.endless import FAMILIES, Pool, camera, draw_route, forge_one, split_people, travel
 from madd.generalise import Only, called_fake, gain, mean_auc
@@ -20,14 +20,7 @@ from madd.predict import VERDICTS, VIEWS, Detector
 from madd.sources import face_source
 
 AGAIN = {'JPEG 90': dict(format='JPEG', quality=90), 'JPEG 75': dict(format='JPEG', quality=75), 'WebP 80': dict(format='WEBP', quality=80), 'PNG': dict(format='PNG')}
-
-
 PAIRS, HARD = 4, .5   # per person; how hard their routes are
-
-
-def views_of(v):
-    "What every cut of the largest face got"
-    return v.frames[0].faces[0].views if v.people else []
 
 
 def judged(detector, path, name, folder):
@@ -38,7 +31,7 @@ def judged(detector, path, name, folder):
             files[form] = folder/f'{name} {form}.{how["format"].lower()}'
             im.convert('RGB').save(files[form], **how)
     verdicts = {form: detector.predict(file) for form, file in files.items()}
-    return [dict(name=name, form=form, word=v.verdict, prob=v.probability, views=views_of(v)) for form, v in verdicts.items()]
+    return [dict(name=name, form=form, word=v.verdict, prob=v.probability, views=looks_of(v)) for form, v in verdicts.items()]
 
 
 def counts(rows, first):
@@ -58,7 +51,7 @@ def pairs(detector, source, names):
         real, family = camera(pool.portraits[i], rng, HARD), list(FAMILIES)[(k//len(pool) + i) % len(FAMILIES)]
         forged, route, seed = forge_one(real, pool.look_alike(i, rng), FAMILIES[family], rng), draw_route(rng, HARD), int(rng.integers(2**31))
         for label, rgb in enumerate((real.image, forged.image)):
-            rows.append(dict(target=pool.names[i], video=f'{k} {label}', method=family, label=label, views=views_of(detector.judge_picture(travel(rgb, route, seed)[0]))))
+            rows.append(dict(target=pool.names[i], video=f'{k} {label}', method=family, label=label, views=looks_of(detector.judge_picture(travel(rgb, route, seed)[0]))))
     return pd.DataFrame(rows)
 
 
@@ -85,7 +78,7 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(1); reuse_memory()
     detector, source = Detector.load(a.model, 'cpu'), face_source('portraits')
-    files = {source[i][0]: source.file(i) for i in range(len(source))}
+    files = files_of(source)
     names = split_people(list(files), 0)['test'][:a.people]
     with tempfile.TemporaryDirectory() as tmp: rows = pd.DataFrame([r for n in progress(names, desc='people') for r in judged(detector, files[n], n, Path(tmp))])
     first = rows[rows.form == 'as published'].set_index('name')

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 
-from common import apart, command, cpu, today
+from common import apart, command, cpu, files_of, looks_of, today
 from madd.calibrate import calibration_of, set_calibration
 from madd.card import write_card
 from madd.core import REAL, UserError, progress, read_json
@@ -32,17 +32,11 @@ PEOPLE = 40, 60, 40   # who validate, who are kept for the end, built-in identit
 NOTE = 'This model has learnt from forgeries that madd made of public-domain portraits; how it does on the deepfakes of the internet was not measured.'
 
 
-def views(verdict):
-    "What `madd predict` saw in a file: one number per look at the largest face, or per view of it, in order of time"
-    seen = [f.faces[0] for f in verdict.frames if f.faces]
-    return np.array([p for a in seen if a.probability is not None for p in a.views or [a.probability]])
-
-
 def judged(detector, videos):
     "Evidence of files, found and cut as `madd predict` does it: a row per look at a clip, or per view of a picture"
     rows, lost = [], 0
     for v in progress(videos.to_dict('records'), desc='files'):
-        p = np.clip(views(detector.predict(v['path'], FRAMES)), 1e-6, 1 - 1e-6)
+        p = np.clip(looks_of(detector.predict(v['path'], FRAMES)), 1e-6, 1 - 1e-6)
         lost += not len(p)
         rows += [v | dict(frame=k, prob=float(q), logit=float(np.log(q/(1 - q)))) for k, q in enumerate(p)]
     if lost: print(f'{lost} of {len(videos)} files could not be judged and are left out')
@@ -51,8 +45,8 @@ def judged(detector, videos):
 
 def stills(source, names):
     "The files of untouched portraits, as a table of videos"
-    at = {source[i][0]: i for i in range(len(source))}
-    return pd.DataFrame([dict(path=str(source.file(at[n])), video=f'portraits/{n}', target=n, label=REAL, dataset='portraits', method='original', compression='as published', split='val') for n in names])
+    files = files_of(source)
+    return pd.DataFrame([dict(path=str(files[n]), video=f'portraits/{n}', target=n, label=REAL, dataset='portraits', method='original', compression='as published', split='val') for n in names])
 
 
 def clips(names, source, work, net):

@@ -479,7 +479,7 @@ class ForgeConfig:
     margin:float = .05      # As in `madd.faces.align_face`
     left_out:str = ''       # A key of `FAMILIES` that is never drawn
     ramp:int = 0            # Epochs until the hardest pairs come; 0 = from the start
-    cross:float = 0.        # Share of the training forgeries that mix families, 0 to 1; needs two of them
+    cross:float = 0.        # Share of the training forgeries that mix families, 0 to 1
 
 def forge_config(values:dict) -> ForgeConfig:
     "Checked settings of the endless forge; a wrong word is answered with the right ones"

@@ -398,7 +398,7 @@ def test_results_never_go_where_a_file_is(tmp_path):
     assert file.is_file()
 
 
-# --- a face that is seen only once
+# --- the face of a picture
 
 
 def test_a_picture_is_cut_several_times_and_a_clip_is_not(tmp_path):
