@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'MAX_SIDE', 'DAMAGED', 'JOBS', 'VERDICT_COLOURS', 'LINES', 'WIDE', 'NARROW', 'FILE_COLUMNS',
            'FACE_COLUMNS', 'PAGE_STYLE', 'FILE_PART', 'PREDICTION', 'DASHES', 'KINDS', 'PAGE_PICTURES', 'read_list',
-           'is_link', 'list_files', 'picture_doubt', 'Reader', 'short_hash', 'safe_name', 'plain_link', 'fetch',
-           'Judged', 'verdict_schema', 'case_name', 'stamp', 'stored', 'held_if_damaged', 'judge', 'judge_file',
-           'draw_figure', 'boxes_at', 'draw_boxes', 'clip_end', 'score_lines', 'score_strip', 'annotated', 'draw_clip',
-           'file_row', 'face_rows', 'disarmed', 'write_csv', 'timeline', 'prediction_page', 'threshold_note',
-           'write_page', 'write_lists', 'sweep', 'predict_paths']
+           'is_link', 'list_files', 'left_out', 'picture_doubt', 'Reader', 'short_hash', 'safe_name', 'plain_link',
+           'fetch', 'Judged', 'verdict_schema', 'case_name', 'stamp', 'stored', 'held_if_damaged', 'judge',
+           'judge_file', 'draw_figure', 'boxes_at', 'draw_boxes', 'clip_end', 'score_lines', 'score_strip', 'annotated',
+           'draw_clip', 'file_row', 'face_rows', 'disarmed', 'write_csv', 'timeline', 'prediction_page',
+           'threshold_note', 'write_page', 'write_lists', 'sweep', 'predict_paths']
 
 # %% ../nbs/14b_judge.ipynb #cf21382f
 import bisect, contextlib, csv, hashlib, http.client, importlib, json, multiprocessing, os, re, signal, sys, tempfile, textwrap, threading, time, urllib.error, urllib.parse, urllib.request, warnings
@@ -30,7 +30,7 @@ from pydantic import TypeAdapter
 from . import __version__
 from .core import SCORE_NOTE, UserError, atomic_path, progress, read_json, write_json
 from .extract import memory_limit
-from .media import BadMedia, VideoInfo, find_media, is_video, read_image, write_video
+from .media import BadMedia, VideoInfo, files_in, find_media, is_image, is_video, read_image, write_video
 from .model import DEFAULT
 from .predict import FLAGS, VERDICTS, VERDICT_FORMAT, VIEWS, Detector, FaceLook, FrameLook, Person, Verdict, open_file, verdict_word
 from .report import STYLE, Picture, _embedded, render
@@ -66,6 +66,20 @@ def list_files(
         named = os.path.isfile(os.path.expanduser(p))
         files.update(f for f in found if named or own.isdisjoint(map(str, Path(os.path.realpath(f)).parents)))
     return sorted(files), list(links), bad
+
+# %% ../nbs/14b_judge.ipynb #a19b82d5
+def left_out(
+    paths, out:str|Path, # As in `list_files`
+    files=(),            # What is looked at
+) -> str: # Nothing when nothing was
+    "What lies in the folders under `paths` and is passed over because of its name"
+    names = map(os.path.expanduser, [paths] if isinstance(paths, (str, Path)) else paths)
+    folders, own, others = [Path(p) for p in names if str(p) and os.path.isdir(p)], os.path.realpath(out), set()
+    for f in folders:
+        with contextlib.suppress(OSError): others.update(p for p in files_in(f) if not is_image(p) and not is_video(p) and not Path(os.path.realpath(p)).is_relative_to(own))
+    if not (others := others.difference(files)): return ''
+    n, some = len(others), textwrap.shorten(', '.join(sorted(p.name for p in others)), 120, placeholder=' ...')
+    return f'{n} other file{"s"*(n > 1)} in the folder{"s"*(len(folders) > 1)} {"were" if n > 1 else "was"} not looked at, by the ending neither picture nor clip: {some}. To have one judged all the same, name the file itself.'
 
 # %% ../nbs/14b_judge.ipynb #b1006ffd
 MAX_PIXELS, MAX_SIDE = 100_000_000, 32_768 # of a picture or a frame; more is refused
@@ -715,13 +729,14 @@ def write_page(
     out:Path,  # Where the figures are, and where the page goes
     rows:list, # From `judge_file`
     settings,  # `JudgeSettings`
+    *remarks,  # What else the reader of the page should know
 ):
     "The page of a run, with the figures it has drawn"
     figures = {}
     for i, r in enumerate(rows):
         if not r['figure'] or len(figures) == PAGE_PICTURES: continue
         with contextlib.suppress(BadMedia): figures[i] = [Picture(read_image(out/'files'/r['figure']), '', 'Frame, crop and attention: where the model looked.')]
-    limits = [threshold_note(settings)]
+    limits = [threshold_note(settings), *remarks]
     if len(figures) == PAGE_PICTURES: limits.append(f'Only the first {PAGE_PICTURES} figures are shown here; the others are in the folder "files".')
     prediction_page(rows, out/'predictions.html', figures, limits=limits)
 
@@ -736,13 +751,13 @@ def _fetched(links, out, reader, seconds, allow_download):
     return got, bad
 
 # %% ../nbs/14b_judge.ipynb #22c7a81a
-def write_lists(out:Path, rows:list, settings):
+def write_lists(out:Path, rows:list, settings, *remarks):
     "Everything that is about the run as a whole"
     with atomic_path(out/'predictions.jsonl') as tmp:
         tmp.write_text(''.join(json.dumps(r, allow_nan=False) + '\n' for r in rows), encoding='utf-8')
     write_csv(out/'predictions.csv', FILE_COLUMNS, map(file_row, rows))
     write_csv(out/'faces.csv', FACE_COLUMNS, (f for r in rows for f in face_rows(r)))
-    write_page(out, rows, settings)
+    write_page(out, rows, settings, *remarks)
 
 # %% ../nbs/14b_judge.ipynb #25a06ba6
 def sweep(
@@ -777,5 +792,6 @@ def predict_paths(
         todo = {f: '' for f in files} | fetched
         rows = [judge_file(detector, f, out/'files', reader, n_frames, figures, video, timeout, source) for f, source in progress(todo.items(), len(todo), 'judging')]
     rows += [asdict(Judged(p, reason=why, source=p if is_link(p) else '', low=detector.settings.low, high=detector.settings.high, model=detector.fingerprint)) for p, why in (bad | lost).items()]
-    write_lists(out, rows, detector.settings)
+    if others := left_out(paths, out, files): warnings.warn(others)
+    write_lists(out, rows, detector.settings, *filter(None, [others]))
     return rows

@@ -31,7 +31,7 @@ from .evaluate import fake_probability, model_calibration
 from .export import TorchEngine, load_engine
 from .extract import Tracker
 from .faces import MARGIN, FaceDetector, align_face, align_matrix, moved, similarity, to_crop, to_frame
-from .media import BadMedia, animation_length, is_image, is_video, read_frames, read_image, video_info
+from .media import BadMedia, animation_length, clip_inside, is_image, is_video, read_frames, read_image, video_info
 from .model import DEFAULT
 
 # %% ../nbs/14_predict.ipynb #b86f8a7e
@@ -189,7 +189,7 @@ def open_file(
     if is_video(path): return clip()
     try: return None, picture(read_image(path))
     except BadMedia:
-        if is_image(path) or not Path(path).is_file() or not Path(path).stat().st_size: raise
+        if not Path(path).is_file() or not Path(path).stat().st_size or is_image(path) and not clip_inside(path): raise
     try: return clip()
     except BadMedia: raise BadMedia(path, 'it is neither a picture nor a clip in any known format') from None
 
