@@ -31,7 +31,7 @@ from .evaluate import fake_probability, model_calibration
 from .export import TorchEngine, load_engine
 from .extract import Tracker
 from .faces import MARGIN, FaceDetector, align_face, align_matrix, moved, similarity, to_crop, to_frame
-from .media import BadMedia, animation_length, clip_inside, is_image, is_video, read_frames, read_image, video_info
+from .media import BadMedia, animation_info, clip_inside, is_image, is_video, read_animation, read_frames, read_image, video_info
 from .model import DEFAULT
 
 # %% ../nbs/14_predict.ipynb #b86f8a7e
@@ -183,11 +183,10 @@ def open_file(
     def clip():
         info = video_info(path)
         return info, read_frames(path, n_frames, info=info)
-    def picture(rgb):
-        if (n := animation_length(path)) > 1: warnings.warn(f'{path} is an animation: only the first of its {n} pictures was judged.')
-        yield 0, 0., rgb
     if is_video(path): return clip()
-    try: return None, picture(read_image(path))
+    try:
+        rgb, info = read_image(path), animation_info(path)
+        return (info, read_animation(path, n_frames, info)) if info else (None, iter([(0, 0., rgb)]))
     except BadMedia:
         if not Path(path).is_file() or not Path(path).stat().st_size or is_image(path) and not clip_inside(path): raise
     try: return clip()

@@ -377,16 +377,18 @@ def test_the_label_is_on_the_figure_only():
 # --- what a mean, a crowd and a file format hide
 
 
-def test_of_an_animation_only_the_first_picture_is_judged_and_that_is_said(tmp_path):
+@pytest.mark.parametrize('ending', ['gif', 'png', 'webp'])
+def test_an_animation_is_judged_as_the_clip_it_is(tmp_path, ending):
     from PIL import Image
     from madd.judge import predict_paths
-    still, moving = tmp_path/'still.gif', tmp_path/'moving.gif'
-    Image.fromarray(picture(60)).save(still); Image.fromarray(picture(60)).save(moving, save_all=True, append_images=[Image.fromarray(picture(k)) for k in (90, 120, 150)])
+    still, moving = tmp_path/f'still.{ending}', tmp_path/f'moving.{ending}'
+    Image.fromarray(picture(60)).save(still); Image.fromarray(picture(60)).save(moving, save_all=True, append_images=[Image.fromarray(picture(k)) for k in (90, 120, 150)], duration=200)
     d = Detector(Brightness(), faces=lambda rgb: [face_at(100)])
-    said = 'The file is an animation: only the first of its 4 pictures was judged.'
-    for v in (d.predict(moving), Verdict.from_dict(predict_paths(moving, d, tmp_path/'out', figures=False)[0])):
-        assert v.kind == 'picture' and len(v.frames) == 1 and said in v.notes
-    assert d.predict(still).probability is not None and not any('animation' in n for n in d.predict(still).notes)
+    for v in (d.predict(moving), Verdict.from_dict(predict_paths(moving, d, tmp_path/'out', video=True)[0])):
+        assert v.kind == 'clip' and [f.frame for f in v.frames] == [0, 1, 2, 3] and v.seconds == pytest.approx(.8) and [f.seconds for f in v.frames] == pytest.approx([0, .2, .4, .6])
+        assert all(len(f.faces[0].views) <= 1 for f in v.frames), 'a frame of a clip is cut once'
+    assert list((tmp_path/'out'/'files').glob('*.mp4')), 'and it is drawn as one'
+    assert d.predict(still).kind == 'picture'
 
 
 def test_results_never_go_where_a_file_is(tmp_path):
