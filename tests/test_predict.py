@@ -260,6 +260,8 @@ def test_the_same_verdict_from_an_exported_graph(tmp_path):
     a, b = (d.judge_frames(frames) for d in made)
     assert (a.runtime, b.runtime) == ('torch', 'torchscript') and a.model == b.model != '' and a.people[0].frames == 5
     assert np.allclose([f.faces[0].probability for f in a.frames], [f.faces[0].probability for f in b.frames], atol=1e-4)
+    a, b = (d.judge_picture(picture(130)).frames[0].faces[0].views for d in made)      # cut eight times, in batches of two
+    assert len(a) == 8 and len(set(a)) > 1 and np.allclose(a, b, atol=1e-4)
 
 
 def test_calibration_travels_with_the_engine():
