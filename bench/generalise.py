@@ -3,7 +3,7 @@
 Every cell is one training on the endless forge (`madd.runs.run`, in a process of its own with one thread), tested on official-layout clips of people nobody trained
 on: those of the training's own source, and people made from another photograph. Cells are kept in --work: a finished one is never repeated, an interrupted one
 goes on, and after every cell the record is written anew. Stop it whenever you like. The scores of finished cells also stand in a folder beside the record (--out without
-its ending), so that a study can be continued on another day and on another machine. `--model` also measures finished models, by folder or by name (madd-lite)."""
+its ending), so that a study can be continued on another day and on another machine. Of a training in two stages the first is measured as well. `--model` also measures finished models, by folder or by name (madd-lite)."""
 import argparse, json, os, shlex, shutil, subprocess, sys, time
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +15,7 @@ TEST = dict(other=40, frames=4, crfs=[23, 40], seed=0)                          
 KINDS = {'madd': {}, 'no ril': dict(ril=False), 'no agda': dict(agda=False), 'plain': dict(model='PlainDetector')}
 CROWDS = [25, 50, 100, 200, 0]                                                                                         # 0: everybody
 OUT = Path('bench/results/generalise.json')
+FIRST = 'first_'                                                                                                        # before the scores of a training's first stage, where it has two
 CALLED = .05                                                                                                           # share of the validation reals above the threshold
 TINY = dict(settings=dict(size=64, epochs=1, batch_size=8, save_seconds=2., forge=dict(pairs=32, val_pairs=8, people=24, val=6, test=6)), test=dict(other=6, frames=2), crowds=[8, 0])
 
@@ -119,12 +120,12 @@ class Listed:
 
 KEEP = ['dataset', 'compression', 'method', 'video', 'target', 'label', 'frame', 'prob']
 
-def score(model, o, facts, out):
-    "Two tables of scores: clips and untouched pictures"
+def score(model, o, facts, out, before=''):
+    "Two tables of scores: clips and untouched pictures; `before` stands before their names"
     notes, tables = model.notes, {'clips': [], 'asis': []}
     for clips, asis in crops(o, facts, int(notes['size']), float(notes['margin'])).values():
         for k, (df, root) in zip(tables, (clips, asis)): tables[k].append(score_crops(model, df, root)[KEEP])
-    for k, t in tables.items(): pd.concat(t, ignore_index=True).astype(dict(prob='float32')).to_parquet(out/f'{k}.parquet', index=False, compression='zstd')
+    for k, t in tables.items(): pd.concat(t, ignore_index=True).astype(dict(prob='float32')).to_parquet(out/f'{before}{k}.parquet', index=False, compression='zstd')
 
 
 # --- one cell, in a process of its own ---
@@ -163,6 +164,7 @@ def do_cell(cell, o):
     dls = found.learner.dls if found.learner else endless_loaders(c.forge, c.size, c.batch_size, c.seed, 0, 'cpu')
     with torch.inference_mode(): threshold, n = threshold_of(model, dls.valid)
     score(model, o, read_json(o.work/'test'/'facts.json'), out)
+    if (stage := out/'run'/'pretrain').is_dir(): score(load(stage), o, read_json(o.work/'test'/'facts.json'), out, FIRST)
     people = dls.crops['train'].video.nunique()
     tick()
     write_json(out/'cell.json', dict(kind=cell[0], left_out=cell[1], people=people, crowd=cell[2], seed=cell[3], date=today(), seconds=round(read_json(out/'time.json')['seconds']), threads=1, hardware=cpu(),
@@ -185,7 +187,7 @@ def kept(o): return o.out.with_suffix('')   # a folder per cell, beside the reco
 def copy_cell(at, to):
     "Scores first: with its cell.json a cell counts as finished"
     to.mkdir(parents=True, exist_ok=True)
-    for scores in ('clips.parquet', 'asis.parquet'): shutil.copy(at/scores, to/scores)
+    for scores in [at/'clips.parquet', at/'asis.parquet', *at.glob(f'{FIRST}*.parquet')]: shutil.copy(scores, to/scores.name)
     write_json(to/'cell.json', read_json(at/'cell.json'))
 
 
@@ -221,6 +223,7 @@ def tables(o):
     for d in done(o).values():
         c = read_json(d/'cell.json')
         groups.setdefault((c['kind'], c['left_out'], c['people']), {})[c['seed']] = once(d, lambda: pd.read_parquet(d/'clips.parquet'))
+        if c['kind'] == 'madd' and (f := d/f'{FIRST}clips.parquet').exists(): groups.setdefault(('first stage', c['left_out'], c['people']), {})[c['seed']] = once(f, lambda: pd.read_parquet(f))
     scores = [r | dict(kind=k, left_out=f, people=n) for (k, f, n), by in groups.items()
               for r in once(('scores', k, f, n, *sorted(by)), lambda: held_out_table(pd.concat([by[seed].assign(training=seed) for seed in sorted(by)])).to_dict('records'))]
     groups = {g: {seed: once((*g, seed), lambda: UNITS['video'](s)) for seed, s in sorted(by.items())} for g, by in groups.items()}      # one row per video from here on
@@ -241,7 +244,7 @@ def slices_of(groups):
 
 def left_outs(groups):
     "kind -> {family: {seed: scores}}, of families that every kind has finished, so that the kinds can be compared"
-    left = {kind: {f: by for (k, f, _), by in groups.items() if k == kind and f} for kind in ('madd', 'plain')}
+    left = {kind: {f: by for (k, f, _), by in groups.items() if k == kind and f} for kind in ('madd', 'plain', 'first stage')}
     left = {kind: by for kind, by in left.items() if by}
     both = [f for f in FAMILIES if all(f in by for by in left.values())]
     return {kind: {f: by[f] for f in both} for kind, by in left.items()}
@@ -269,9 +272,10 @@ def all_gains(groups, most):
             rows.append(dict(question=question, left_out=left_out, dataset=home, compression=crf, value=g.value, lo=g.lo, hi=g.hi, trainings=g.n))
     def pairs_of(ours, control, method): return [(ours[s], control[s], method) for s in sorted(set(ours) & set(control))]
     left = left_outs(groups)
-    each = {f: pairs_of(left['madd'][f], left['plain'][f], f) for f in left['madd']} if len(left) == 2 else {}
-    for f, pairs in each.items(): add('MADD against plain', f, pairs)
-    add('MADD against plain', 'mean of the families', [p for pairs in each.values() for p in pairs])
+    for other, question in (('plain', 'MADD against plain'), ('first stage', 'MADD against its first stage')):
+        each = {f: pairs_of(left['madd'][f], left[other][f], f) for f in left['madd']} if {'madd', other} <= set(left) else {}
+        for f, pairs in each.items(): add(question, f, pairs)
+        add(question, 'mean of the families', [p for pairs in each.values() for p in pairs])
     for kind, question in (('plain', 'MADD against plain'), ('no ril', 'RIL'), ('no agda', 'AGDA')):
         add(question, '', pairs_of(groups.get(('madd', '', most), {}), groups.get((kind, '', most), {}), 'all'))
     return rows

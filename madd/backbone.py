@@ -201,5 +201,7 @@ def create_backbone(
     "Build a backbone and, when they can be had, give it ImageNet weights"
     net = new_net(name)
     weights = load_imagenet(net, name) if pretrained else 'random (no others were asked for)'
+    if port and not weights.startswith('random') and any(isinstance(m, nn.Conv2d) and m.stride[0] > 1 and tuple(m.padding) != (0, 0) for m in net.modules()):
+        warnings.warn(f'The ImageNet weights of {name} were learnt with another padding than the one of this recipe, so the network begins with spoilt features: take tf_{name}, whose weights fit.')
     if port: port(net)
     return Backbone(net, name, weights)

@@ -89,7 +89,7 @@ def short_warnings(debug:bool):
     if debug: return
     warnings.filterwarnings('ignore')
     warnings.filterwarnings('default', category=UserWarning, module=r'madd(\..*)?$')
-    warnings.showwarning = lambda message, *args, **kwargs: print(f'note: {message}', file=sys.stderr)
+    warnings.showwarning = lambda message, *args, **kwargs: print(f'note: {printable(str(message))}', file=sys.stderr)
 
 # %% ../nbs/15_cli.ipynb #97d8aa50
 def main(
@@ -124,7 +124,7 @@ LEARNT = 'madd-lite comes with madd: it was trained on forgeries that madd makes
 # %% ../nbs/15_cli.ipynb #5ca3386a
 def _opt(*names, **kwargs): return typer.Option(*names, show_default=kwargs.pop('show_default', True), **kwargs)
 
-Seed = Annotated[int, _opt('--seed', help='The same seed gives the same result.')]
+Seed = Annotated[int, _opt('--seed', min=0, help='The same seed gives the same result.')]
 Workers = Annotated[Optional[int], _opt('--workers', '-w', min=1, help='Processes; one per core by default.')]
 Faces = Annotated[Optional[str], _opt('--faces', help="Folder of portraits, one person per picture; 'portraits' for the downloaded set; the built-in picture by default.")]
 Model = Annotated[str, _opt('--model', '-m', help=f'{WHICH} {LEARNT}')]
@@ -373,12 +373,14 @@ def _device(name:str|None):
 # %% ../nbs/15_cli.ipynb #8a7331ff
 def _named_models(folders, device):
     "Networks by name; the first plain backbone is called 'plain', because it is the control of the table"
+    from madd.core import UserError
     from madd.model import PlainDetector, load
     models = {}
-    for d in folders:
+    for d in dict.fromkeys(folders):
         model = load(d).to(device)
         name = 'plain' if isinstance(model, PlainDetector) else Path(d).resolve().name
-        if name in models: name = str(d)
+        if name in models or name == 'plain' and not isinstance(model, PlainDetector): name = str(d)
+        if name in models: raise UserError(f'Two models would be called {name!r}: rename a folder, or give its whole path.')
         models[name] = model
     return models
 
@@ -412,7 +414,7 @@ def evaluate(
     if protocol and calibrate: raise UserError('A protocol measures on foreign data; calibrate on the data the model was trained with, in a call of its own.')
     reuse_memory()
     how = dict(batch_size=batch_size, num_workers=workers, calibrated=not raw)
-    _measure(models, _named_models(models, _device(device)), data, crops, output, goal, protocol, alpha if calibrate else None, stress, how)
+    _measure(list(dict.fromkeys(models)), _named_models(models, _device(device)), data, crops, output, goal, protocol, alpha if calibrate else None, stress, how)
 
 # %% ../nbs/15_cli.ipynb #eeb0dd79
 def _measure(models, named, data, crops, output, goal, protocol, alpha, stress, how):
@@ -432,7 +434,7 @@ def _measure(models, named, data, crops, output, goal, protocol, alpha, stress, 
 # %% ../nbs/15_cli.ipynb #d1aaa4ae
 def _show_table(table, level, written):
     "The columns a person looks at first, and where the rest is"
-    wanted = ['model', 'compression', 'method', 'auc', 'lo', 'hi', 'acc', 'acc_val', 'videos', 'coverage']
+    wanted = ['dataset']*(table.dataset.nunique() > 1) + ['model', 'compression', 'method', 'auc', 'lo', 'hi', 'acc', 'acc_val', 'videos', 'coverage']
     shown = table[table.level == level].reindex(columns=wanted).dropna(axis=1, how='all')
     say(f'{level.capitalize()}s, AUC with its 95 % interval:', shown.round(3).to_string(index=False, na_rep='-'), *[f'{what}: {path}' for what, path in written.items()])
 
@@ -465,18 +467,22 @@ def _stress(named, df, root, out, split, batch_size, workers, calibrated=True) -
 
 # %% ../nbs/15_cli.ipynb #4d28d399
 def _write_evaluation(output, table, scores, root, settings) -> dict: # What was written: path
-    "Scores of every frame, the table, and the page when there is something to draw"
+    "Scores of every frame, the table, and for every data set the page when there is something to draw"
     import matplotlib; matplotlib.use('Agg')
     from madd.core import atomic_path
     from madd.evaluate import write_results
     from madd.report import write_report
-    files = write_results(output, scores, table, settings)
-    shown = next((n for n in scores if n != 'plain'), 'plain')
-    if not table.auc.notna().any():     # one class only: there is nothing to compare
-        with atomic_path(output/'metrics.csv') as tmp: table.to_csv(tmp, index=False)
-        return {'All metrics': output/'metrics.csv', 'For reading': files['markdown'], 'For programs': files['json']}
-    page = write_report(output, table, scores, root=root, settings=settings, model=shown)
-    return {'Report': page, 'All metrics': output/'metrics.csv', 'For reading, beside the paper': files['markdown'], 'The same for programs': files['json'], 'Scores of every frame': files['scores']}
+    files, sets = write_results(output, scores, table, settings), sorted(table.dataset.unique())
+    shown, written = next((n for n in scores if n != 'plain'), 'plain'), {}
+    for name in sets:
+        at, of = (output, '') if len(sets) == 1 else (output/(re.sub(r'[^A-Za-z0-9._-]+', '_', str(name)) or '_'), f', {name}')
+        part = table[table.dataset == name]
+        if part.auc.notna().any(): written['Report' + of] = write_report(at, part, {k: s[s.dataset == name] for k, s in scores.items()}, root=root, settings=settings, model=shown)
+        else:                           # one class only: there is nothing to compare
+            with atomic_path(at/'metrics.csv') as tmp: part.to_csv(tmp, index=False)
+        written['All metrics' + of] = at/'metrics.csv'
+    if not table.auc.notna().any(): return written | {'For reading': files['markdown'], 'For programs': files['json']}
+    return written | {'For reading, beside the paper': files['markdown'], 'The same for programs': files['json'], 'Scores of every frame': files['scores']}
 
 # %% ../nbs/15_cli.ipynb #b59d634c
 def _show_schema(wanted:bool):

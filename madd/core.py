@@ -113,7 +113,7 @@ def progress(
 def normalise(
     images, # One picture (H, W, 3), or a list or array of them, bytes 0-255
 ) -> Tensor: # (B, 3, H, W), float32 in [-1, 1]
-    "Bytes to network input, with the paper's mean = std = 0.5"
+    "Bytes to network input, with mean = std = 0.5"
     images = np.asarray(images)
     if images.ndim == 3: images = images[None]
     if images.dtype != np.uint8 or images.shape[-1] != 3:

@@ -146,6 +146,7 @@ def index(
     by:str='official',    # or 'people': a split of your own, even where there is an official one
 ) -> pd.DataFrame: # One row per video or picture
     "One manifest row per video of a data set; official splits, or splits by people, and no leak"
+    if seed < 0: raise UserError(f'Seeds are counted from 0, not {seed}.')
     if by not in ('official', 'people'): raise UserError(f"A split is by='official' or by='people', not {by!r}.")
     df = read_layout(root, splits if by == 'official' else False)
     notes, reader, kept = df.attrs.get('notes', []), df.attrs['reader'], df.attrs.get('kept', False)

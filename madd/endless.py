@@ -378,8 +378,9 @@ def split_people(
     val:int=40, test:int=60, # People who are never trained on
 ) -> dict: # train, val, test: lists of names
     "Who teaches, who validates, who is kept for the end"
+    names = sorted(set(names))   # two pictures of one name are one person
     if len(names) < val + test + 2: raise UserError(f'{len(names)} faces are too few for {val} people to validate with and {test} to test with.')
-    order = [sorted(names)[i] for i in np.random.default_rng([seed, 3]).permutation(len(names))]
+    order = [names[i] for i in np.random.default_rng([seed, 3]).permutation(len(names))]
     return dict(test=order[:test], val=order[test:test + val], train=order[test + val:])
 
 # %% ../nbs/03a_endless.ipynb #8037905e
@@ -492,6 +493,7 @@ def forge_config(values:dict) -> ForgeConfig:
     if c.left_out and c.left_out not in FAMILIES: raise UserError(f'There is no family {c.left_out!r}; choose one of {", ".join(FAMILIES)}.')
     if c.cross > 1: raise UserError(f'forge.cross is a share and must not exceed 1, got {c.cross!r}.')
     if min(c.pairs, c.val_pairs) < 2 or c.val < 2: raise UserError('The endless forge needs at least 2 pairs to train with, and 2 pairs of 2 people to validate with.')
+    if c.people == 1: raise UserError('forge.people is 0 (everybody) or at least 2: a swap needs two people.')
     return c
 
 # %% ../nbs/03a_endless.ipynb #480342c7

@@ -10,7 +10,7 @@ __all__ = ['N_BINS', 'CLIP', 'UNITS', 'WEIGHTED', 'Interval', 'MIN_GROUPS', 'Dif
            'bootstrap_interval', 'compare', 'best_threshold', 'val_thresholds', 'slices', 'metrics_table',
            'score_models', 'thresholds_for', 'evaluate', 'beside_paper', 'frame_table', 'results_markdown',
            'write_results', 'get_protocol', 'protocol_rows', 'crop_settings', 'protocol_crops', 'run_protocol',
-           'plot_auc', 'plot_roc', 'plot_confusion', 'plot_scores', 'plot_calibration']
+           'one_data_set', 'plot_auc', 'plot_roc', 'plot_confusion', 'plot_scores', 'plot_calibration']
 
 # %% ../nbs/12_evaluate.ipynb #12e253bc
 import warnings
@@ -578,11 +578,16 @@ def run_protocol(
 PALETTE = ['#c8442e', '#3b6ea5', '#7a9a3a', '#8a5aa8', '#c79a2b']
 
 # %% ../nbs/12_evaluate.ipynb #4fb44c5f
+def one_data_set(table):
+    "Figures and pages compare what was measured on the same clips"
+    if (names := sorted(table.dataset.unique()))[1:]: raise UserError(f'A picture or a page shows one data set, and this table holds {", ".join(map(str, names))}: take them one by one, as in table[table.dataset == {names[0]!r}].')
+
 def plot_auc(
     table:pd.DataFrame, # From `metrics_table`
     level:str='video',  # Unit
 ):
     "AUC with its interval for every manipulation and compression, models side by side"
+    one_data_set(table)
     t = table[table.level == level]
     comps, models = sorted(t.compression.unique()), list(dict.fromkeys(t.model))
     fig, axes = plt.subplots(1, len(comps), figsize=(1.2 + 3.2*len(comps), 1.2 + .38*t.method.nunique()), sharey=True, sharex=True, squeeze=False, layout='constrained')

@@ -240,10 +240,11 @@ def _agree(
     return stored
 
 # %% ../nbs/02a_forge_set.ipynb #92a66372
-def _check(identities, frames, size, crfs):
+def _check(identities, frames, size, crfs, seed):
     "Refuse settings that cannot make a set"
     if identities < 6 or identities % 2: raise UserError(f'The number of identities must be even and at least 6 (one pair per split), not {identities}.')
     if identities > 1000: raise UserError(f'Names have three digits, so at most 1000 identities fit, not {identities}.')
+    if seed < 0: raise UserError(f'Seeds are counted from 0, not {seed}.')
     if frames < 1: raise UserError(f'A clip needs at least one frame, not {frames}.')
     if not 64 <= size <= 1024 or size % 2: raise UserError(f'The size must be an even number from 64 to 1024, not {size}.')
     if not crfs or any(int(c) != c or not 1 <= c <= 51 for c in crfs): raise UserError(f'crf runs from 1 (almost perfect) to 51 (ruin), not {crfs}.')
@@ -271,7 +272,7 @@ def forge_set(
 ) -> Path: # The root of the set
     "Write a small FaceForensics++; stop it whenever you like and call it again to go on"
     root = Path(out)
-    _check(identities, frames, size, crfs)
+    _check(identities, frames, size, crfs, seed)
     settings = dict(identities=identities, frames=frames, seed=seed, size=size, crfs=sorted({int(c) for c in crfs}), methods=list(METHODS), fps=FPS)
     try:
         what = _agree(root, settings)

@@ -78,7 +78,7 @@ def left_out(
     for f in folders:
         with contextlib.suppress(OSError): others.update(p for p in files_in(f) if not is_image(p) and not is_video(p) and not Path(os.path.realpath(p)).is_relative_to(own))
     if not (others := others.difference(files)): return ''
-    n, some = len(others), textwrap.shorten(', '.join(sorted(p.name for p in others)), 120, placeholder=' ...')
+    n, some = len(others), textwrap.shorten(', '.join(sorted(_shown(p.name) for p in others)), 120, placeholder=' ...')
     return f'{n} other file{"s"*(n > 1)} in the folder{"s"*(len(folders) > 1)} {"were" if n > 1 else "was"} not looked at, by the ending neither picture nor clip: {some}. To have one judged all the same, name the file itself.'
 
 # %% ../nbs/14b_judge.ipynb #b1006ffd

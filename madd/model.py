@@ -312,11 +312,13 @@ def own_folder(
 # %% ../nbs/10_model.ipynb #ff2ef6ca
 def hub_folder(
     name:str, # user/name
+    local_files_only:bool=False, # Do not ask the network
+    **how,    # For `huggingface_hub.snapshot_download`: revision, token, cache_dir
 ) -> Path:
     "Fetch the two files of a model from the Hugging Face hub"
     from huggingface_hub import constants, snapshot_download
-    offline = constants.HF_HUB_OFFLINE or not answers()
-    try: return Path(snapshot_download(name, allow_patterns=['config.json', 'model.safetensors'], local_files_only=offline))
+    offline = local_files_only or constants.HF_HUB_OFFLINE or not answers()
+    try: return Path(snapshot_download(name, allow_patterns=['config.json', 'model.safetensors'], local_files_only=offline, **how))
     except Exception as e:
         why = 'no server answers and it is not stored here' if offline else str(e).strip().split('\n')[0]
         raise UserError(f'{name} is neither a folder here nor a model on the Hugging Face hub that can be reached ({why}).') from None
@@ -409,6 +411,8 @@ def _save_pretrained(self:SavedModel, save_directory): self.save(save_directory)
 @patch(cls_method=True)
 def _from_pretrained(cls:SavedModel, *, model_id, **kwargs):
     "What `from_pretrained` calls: a folder, or a name on the hub"
-    model = load(model_id)
+    how = {k: kwargs[k] for k in ('revision', 'token', 'cache_dir', 'force_download', 'local_files_only') if kwargs.get(k)}
+    here = not how or Path(model_id).is_dir() or is_bundled(model_id)
+    model = load(model_id if here else hub_folder(model_id, **how))
     if not isinstance(model, cls): raise UserError(f'{model_id} holds a {type(model).__name__}, not a {cls.__name__}; use `madd.model.load`.')
     return model

@@ -272,16 +272,17 @@ def guess_architecture(
 ) -> dict: # backbone, n_maps, texture_stage, attention_stage, num_classes, hidden
     "Read off the names and shapes which network this was"
     try:
-        stem, maps, last = (state[k].shape[0] for k in ('net._conv_stem.weight', 'attentions.conv2.weight', 'ensemble_classifier_fc.2.weight'))
+        stem, maps, last, final = (state[k].shape[0] for k in ('net._conv_stem.weight', 'attentions.conv2.weight', 'ensemble_classifier_fc.2.weight', 'net._conv_head.weight'))
         shallow, deep, hidden = state['texture_enhance.conv_extract.weight'].shape[1], state['attentions.conv_extract.weight'].shape[1], state['projection_local.0.weight'].shape[0]
     except KeyError as e: raise UserError(f'This is no checkpoint of the released detector with an EfficientNet: {e.args[0]} is missing.') from None
     blocks = 1 + max(int(k.split('.')[2]) for k in state if re.match(r'net\._blocks\.\d+\.', k))
     for i in range(8):
         with torch.device('meta'): net = timm.create_model(f'tf_efficientnet_b{i}', num_classes=0)
-        if (net.conv_stem.out_channels, sum(map(len, net.blocks))) == (stem, blocks): break
-    else: raise UserError(f'No EfficientNet b0 to b7 has {blocks} blocks and {stem} channels in its first layer.')
+        if _widths(net) == (stem, final, blocks): break
+    else: raise UserError(f'No EfficientNet b0 to b7 has {blocks} blocks, {stem} channels in its first layer and {final} in its last.')
     stages = {info['num_chs']: LEVELS[k] for k, info in enumerate(_stage_channels(net))}
     if shallow not in stages or deep not in stages: raise UserError(f'tf_efficientnet_b{i} has no stages of {shallow} and {deep} channels.')
     return dict(backbone=f'tf_efficientnet_b{i}', n_maps=maps, texture_stage=stages[shallow], attention_stage=stages[deep], num_classes=last, hidden=hidden)
 
+def _widths(net): return net.conv_stem.out_channels, net.conv_head.out_channels, sum(map(len, net.blocks))
 def _stage_channels(net): return [dict(num_chs=s[-1].bn3.num_features if hasattr(s[-1], 'bn3') else s[-1].bn2.num_features) for s in net.blocks]

@@ -23,7 +23,7 @@ from markupsafe import Markup
 from . import __version__
 from .core import ATTENTION_NOTE, FAKE, REAL, SCORE_NOTE, UserError, atomic_path, label_forged, write_json
 from .data import read_crop
-from .evaluate import plot_auc, plot_calibration, plot_confusion, plot_roc, plot_scores, video_scores
+from .evaluate import one_data_set, plot_auc, plot_calibration, plot_confusion, plot_roc, plot_scores, video_scores
 from .manifest import crop_file
 
 # %% ../nbs/13a_report.ipynb #2c24d707
@@ -79,7 +79,7 @@ def caveats(
     "What makes these numbers weaker than they look"
     out, n, lo_hi = [], top['videos'], top['video_auc_interval']
     if n < 100: out.append(f'The test set is small ({n} videos, {n - top["videos_fake"]} of them real): another set of people could give a visibly different number.')
-    if lo_hi[0] == lo_hi[1]: out.append('The interval has no width because the model made no mistake here. That does not mean it never makes one.')
+    if lo_hi[0] == lo_hi[1] == 1: out.append('The interval has no width because the model made no mistake here. That does not mean it never makes one.')
     if (missing := 1 - top['frame_coverage']) > 0: out.append(f'In {100*missing:.1f} % of the wanted frames no face was found; they count neither as right nor as wrong.')
     t = table[(table.level == 'video') & (table.model == top['model']) & (table.method != 'all')]
     weak, sure = t[t.lo <= .5], t[(t.lo == t.hi) & (t.auc == 1)]
@@ -313,6 +313,7 @@ def write_report(
     title='How well does it find forgeries?', subtitle='', limits=(), # Words
 ) -> Path: # report.html
     "One self-contained page, and the same numbers for machines"
+    one_data_set(table)
     out_dir, top = Path(out_dir), headline(table, model, control, compression)
     facts = (settings or {}) | {'machine': machine_facts()}
     write_metrics(out_dir, table, model, control, compression, settings=facts)

@@ -443,7 +443,7 @@ def asks_where(config:RunConfig) -> bool:
 
 def backbone_stage(config:RunConfig, data, out:Path, device=None) -> dict: # Weights of a backbone
     "Train the backbone as a plain classifier first; a run of its own, inside the run"
-    stage = replace(config, model='PlainDetector', epochs=config.pretrain_epochs, lr=config.pretrain_lr or config.lr, pretrain_epochs=0, pretrain_lr=None, changes={}, freeze=False)
+    stage = replace(config, model='PlainDetector', epochs=config.pretrain_epochs, lr=config.pretrain_lr or config.lr, pretrain_epochs=0, pretrain_lr=None, changes={k: v for k, v in config.changes.items() if k == 'port'}, freeze=False)
     at = Path(out)/'pretrain'
     if (at/'train.json').exists(): stage = replace(stage, lr=read_config(at/'config.yaml').lr)   # it is over; a lower rate is for what follows
     run(stage, data, at, device=device)

@@ -1382,10 +1382,14 @@ def fetch_portraits(
 # %% ../nbs/01a_sources.ipynb #123d6d7b
 class Portraits(FolderFaces):
     "The downloaded portraits: only files of the table, only when their checksum is right"
+    def __init__(self, folder, n=None, size=320):
+        if not Path(folder).expanduser().is_dir(): self._none(folder)
+        super().__init__(folder, n, size)
+    def _none(self, folder): raise UserError(f'There are no portraits in {folder}; fetch them with: madd portraits {folder}')
     def _files(self):
         table = portraits_table()
         self._rows = {self.folder/r.name: (r.bytes, r.sha256) for r in table.itertuples()}
-        if not any(p.is_file() for p in self._rows): raise UserError(f'There are no portraits in {self.folder}; fetch them with: madd portraits {self.folder}')
+        if not any(p.is_file() for p in self._rows): self._none(self.folder)
         return sorted(self._rows)
     def _look(self, path):
         if not path.is_file(): raise UserError('it has not been fetched')

@@ -268,7 +268,7 @@ def plot_curves(
         for k in terms: _smooth_curve(ax, steps, k)
     ends = steps.groupby('epoch').step.max()[rows.epoch] + 1
     axes[0].plot(ends, rows.valid_loss, 'k.--', lw=.8, label='validation')
-    for k, name in (('acc', 'accuracy'), ('auc', 'AUC')): axes[-1].plot(rows.epoch + 1, rows[k], '.-', label=name)
+    for k, name in (('acc', 'accuracy'), ('auc', 'AUC')): axes[-1].plot(rows.epoch + 1, rows[k], '.-', label=name) if k in rows else None
     axes[-1].axhline(.5, color='grey', lw=.8, ls=':')
     axes[-1].set(xlabel='epoch', title='validation identities, frames', ylim=(.3, 1.02), xticks=rows.epoch + 1 if len(rows) < 13 else (1, len(rows)))
     for ax, name in zip(axes, ('cross-entropy', 'RIL') if len(axes) == 3 else ('cross-entropy',)): ax.set(xlabel='step', title=name, ylim=(0, None))

@@ -28,6 +28,7 @@ from fastcore.basics import patch
 from sklearn.metrics import roc_auc_score
 from .agda import AGDA, augmentation_map, degrade
 from .core import ATTENTION_NOTE, SCORE_NOTE, UserError, denormalise, heat_over, label_forged, normalise, read_json
+from .evaluate import fake_probability, model_calibration
 from .faces import FaceDetector, align_face
 from .forge import composite, decode_uneven, face_mask, face_points, forge_face, match_colour, portrait, reenact, through_network, warp
 from .interpret import effective_maps, energy_shares, explorer_figure, face_maps, looking, map_names, maps_of, outline, overlap_matrix
@@ -350,7 +351,7 @@ def toy_detector(people:int=24, steps:int=60, seed:int=0) -> MADD:
     return net
 
 def scores(net, crops): # (N,) P(fake)
-    with looking(net): return net(normalise(crops)).softmax(-1)[:, 1].numpy()
+    with looking(net): return fake_probability(net(normalise(crops)), *model_calibration(net)).numpy()
 
 # %% ../nbs/13d_widgets.ipynb #608974c1
 @lru_cache(maxsize=1)
@@ -375,7 +376,7 @@ def agda_figure(
         changed, _ = AGDA(scale, sigma, mode, threshold)(x, old.attention, index)
         new = net.analyse(changed)
     logits, a, b = torch.cat([old.logits, new.logits]), old.attention[0], new.attention[0]
-    p, energy = logits.softmax(-1)[:, 1], (b.sum((1, 2))/a.sum((1, 2)).clamp(min=1e-9) - 1)*100
+    p, energy = fake_probability(logits, *model_calibration(net)), (b.sum((1, 2))/a.sum((1, 2)).clamp(min=1e-9) - 1)*100
     how = f'{mode}, ' + (f'scale {scale:g}, sigma {sigma:g}' if mode == 'soft' else f'threshold {threshold:g}')
     fig = sheet(5.2, f'Map {which} guides the degradation ({how}): P(fake) goes from {p[0]:.2f} to {p[1]:.2f}; map {which} itself changes by {energy[which-1]:+.0f} % of its energy, '
                 f'the others by {", ".join(f"{e:+.0f} %" for k, e in enumerate(energy) if k != which - 1)}. The network is {net.notes.get("note", "as given")}.', ATTENTION_NOTE)

@@ -1,5 +1,5 @@
 "The `madd` command from end to end, as a person would type it"
-import json, os, re, signal, subprocess, sys, time, warnings
+import json, os, re, shutil, signal, subprocess, sys, time, warnings
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +89,36 @@ def test_evaluate_measures_both_and_names_the_control(work):
     assert set(t.model) == {'small', 'plain'} and set(t.level) == {'frame', 'video'} and 'gain' in t
     assert (t.coverage > 0).all() and t.auc.between(0, 1).all()
     assert '</html>' in (d/'measured'/'report.html').read_text() and json.loads((d/'measured'/'metrics.json').read_text())['video_auc'] >= 0
+
+
+def test_evaluate_gives_every_data_set_a_page_of_its_own(work):
+    "Clips of two data sets are not compared with each other; the tables hold both"
+    d, _ = work
+    df = pd.read_parquet(d/'crops'/'manifest.parquet')
+    for c in df.crop[df.crop != '']: (d/'crops'/'elsewhere'/c).parent.mkdir(parents=True, exist_ok=True); shutil.copy(d/'crops'/c, d/'crops'/'elsewhere'/c)
+    copy = df.assign(dataset='elsewhere', video='elsewhere/' + df.video, crop=('elsewhere/' + df.crop).where(df.crop != '', ''))
+    pd.concat([df, copy], ignore_index=True).to_parquet(d/'crops'/'two.parquet')
+    said = madd('evaluate', 'models/small', 'models/control', 'models/small', '--data', 'crops/two.parquet', '-o', 'both', '--device', 'cpu', cwd=d).stdout
+    names = [*df.dataset.unique(), 'elsewhere']
+    one, other = (json.loads((d/'both'/n/'metrics.json').read_text()) for n in names)
+    assert one['video_auc'] == other['video_auc'] and all((d/'both'/n/'report.html').is_file() and f'Report, {n}: ' in said for n in names)
+    assert set(pd.DataFrame(json.loads((d/'both'/'results.json').read_text())['rows']).dataset) == set(names)
+
+
+def test_models_of_one_name_are_told_apart(monkeypatch, tmp_path):
+    import torch
+    from madd import cli, model
+    from madd.core import UserError
+    class Net(torch.nn.Module): pass
+    class Control(model.PlainDetector):
+        def __init__(self): torch.nn.Module.__init__(self)
+    monkeypatch.setattr(model, 'load', lambda d: Control() if 'control' in d else Net())
+    named = lambda *folders: list(cli._named_models(folders, 'cpu'))
+    assert named('a', 'a', 'b') == ['a', 'b']                                    # the same folder twice is one model
+    assert named('x/a', 'y/a', 'control') == ['a', 'y/a', 'plain']
+    assert named('x/plain', 'control') == ['x/plain', 'plain']                   # the name of the control is nobody else's
+    with pytest.raises(UserError, match='Two models'): named('x/a', 'a')
+    assert named('x/a', str(tmp_path/'a')) == ['a', str(tmp_path/'a')]
 
 
 def test_predict_gives_words_numbers_and_pictures(work):
