@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'FULL', 'DEFAULT', 'WHICH', 'LEARNT', 'Seed', 'Workers', 'Faces', 'Model', 'ModelArg', 'Device', 'options',
-           'is_a', 'disk_trouble', 'explain', 'short_warnings', 'main', 'say', 'demo', 'portraits', 'forge', 'index',
-           'extract', 'train', 'ablate', 'evaluate', 'predict', 'page', 'export', 'card', 'list_models', 'convert',
-           'nothing_judged', 'printable', 'json_line', 'verdict_line']
+           'is_a', 'disk_trouble', 'explain', 'printable', 'short_warnings', 'main', 'say', 'demo', 'portraits',
+           'forge', 'index', 'extract', 'train', 'ablate', 'evaluate', 'predict', 'page', 'export', 'card',
+           'list_models', 'convert', 'nothing_judged', 'json_line', 'verdict_line']
 
 # %% ../nbs/15_cli.ipynb #b2563080
 import errno, os, re, sys, textwrap, traceback, warnings
@@ -82,6 +82,11 @@ def _usage(e, words=()) -> str:
     file = next((w for w in words if w.startswith('-') and Path(w).exists()), '')
     if file: return f'{message}. For the file of that name write ./{file}'
     return f'{message}. See `{command} --help`.'
+
+# %% ../nbs/15_cli.ipynb #4156ac39
+def printable(text:str) -> str:
+    "A name that cannot move the cursor, ring the bell or rename the window"
+    return re.sub(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]', '?', text)
 
 # %% ../nbs/15_cli.ipynb #b71c7bfc
 def short_warnings(debug:bool):
@@ -622,11 +627,6 @@ def nothing_judged(rows:list, output:Path) -> str:
     if not rows: return 'There is nothing to judge except the output of an earlier run.'
     if len(rows) == 1: return f'{printable(rows[0]["path"])} could not be judged: {rows[0]["reason"]}.'
     return f'None of the {len(rows)} files could be judged; {output/"predictions.jsonl"} holds the reason for each.'
-
-# %% ../nbs/15_cli.ipynb #4156ac39
-def printable(text:str) -> str:
-    "A name that cannot move the cursor, ring the bell or rename the window"
-    return re.sub(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]', '?', text)
 
 # %% ../nbs/15_cli.ipynb #1b953c58
 def json_line(row:dict) -> str:

@@ -68,6 +68,8 @@ def list_files(
     return sorted(files), list(links), bad
 
 # %% ../nbs/14b_judge.ipynb #a19b82d5
+def _shown(text)->str: return str(text).encode('utf-8', 'replace').decode()   # a name may be no text
+
 def left_out(
     paths, out:str|Path, # As in `list_files`
     files=(),            # What is looked at
@@ -680,7 +682,6 @@ def timeline(
 # %% ../nbs/14b_judge.ipynb #7a67d9f9
 KINDS = {'likely fake': 'fake', 'likely real': 'real', 'uncertain': 'unsure'}
 
-def _shown(text)->str: return str(text).encode('utf-8', 'replace').decode()
 def _score(p)->str: return '' if p is None else f'{p:.2f}'
 
 def _person(p:Person, clip:bool) -> dict:

@@ -10,7 +10,7 @@ from scipy import stats
 from madd import generalise as g
 from madd.core import UserError, read_json
 from madd.endless import FAMILIES
-from madd.evaluate import video_scores
+from madd.evaluate import UNITS, video_scores
 from madd.forge import portrait
 from madd.sources import face_source, portraits_table
 
@@ -205,7 +205,7 @@ def test_the_longer_record_can_be_continued_by_its_own_command(bench, tmp_path):
 
 
 @pytest.mark.skipif(not RECORD.exists(), reason='the study has not been recorded yet')
-@pytest.mark.parametrize('name', ['generalise', 'left_out', 'where'])
+@pytest.mark.parametrize('name', ['generalise', 'left_out', 'left_out_long', 'where', 'crossed'])
 def test_every_number_of_the_record_lies_in_its_interval(name):
     path = RECORD.with_name(f'{name}.json')
     record = read_json(path)
@@ -214,8 +214,18 @@ def test_every_number_of_the_record_lies_in_its_interval(name):
     for table, value in (('scores', 'auc'), ('lomo_mean', 'auc'), ('gains', 'value'), ('groups', 'share'), ('models', 'auc')):
         for r in record['tables'].get(table, []):
             if r['lo'] is not None: assert r['lo'] - 1e-3 <= r[value] <= r['hi'] + 1e-3, (table, r)
-    for c in record['cells'] if name != 'generalise' else []: assert {f.name for f in (path.with_suffix('')/c['cell']).iterdir()} == {'asis.parquet', 'cell.json', 'clips.parquet'}   # the study can be continued
+    for c in record['cells'] if name != 'generalise' else []: assert {f.name for f in (path.with_suffix('')/c['cell']).iterdir()} - {'first_asis.parquet', 'first_clips.parquet'} == {'asis.parquet', 'cell.json', 'clips.parquet'}   # the study can be continued
     assert len(record['cells']) == record['trainings'] == len({c['cell'] for c in record['cells']}) and all(c['seconds'] > 0 and c['date'] for c in record['cells'])
+
+
+def test_the_first_stage_stands_beside_the_whole_training():
+    "Both means of the record, from the scores that were kept: five families that nobody trained on"
+    record = read_json(RECORD.with_name('left_out_long.json'))
+    for kind, file in (('madd', 'clips'), ('first stage', 'first_clips')):
+        for crf in ('c23', 'c40'):
+            clips = [pd.read_parquet(RECORD.parent/'left_out_long'/f'madd-{f}-everybody-0'/f'{file}.parquet').query('dataset == "portraits" and compression == @crf and method in ("original", @f)') for f in FAMILIES]
+            row, = (r for r in record['tables']['lomo_mean'] if (r['kind'], r['dataset'], r['compression']) == (kind, 'portraits', crf))
+            assert row['families'] == 5 and g.mean_auc([UNITS['video'](c) for c in clips], n=2).value == pytest.approx(row['auc'], abs=1e-4)
 
 
 @pytest.mark.parametrize('name', ['left_out', 'neural'])
