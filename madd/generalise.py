@@ -184,7 +184,7 @@ def plot_left_out(
             _bars(ax, np.arange(len(names)) + .38*(k - (len(kinds) - 1)/2), t, PALETTE[k % 5], kind)
         ax.axhline(.5, color='grey', ls=':', lw=1)
         ax.set(xticks=range(len(names)), title=c, ylim=(.3, 1.02)); ax.set_xticklabels(names, fontsize=8, rotation=20)
-    axes[0, 0].set_ylabel('AUC of videos, family left out'); axes[0, 0].legend(fontsize=8, loc='lower left'); fig.suptitle(title, fontsize=10); plt.close(fig)
+    axes[0, 0].set_ylabel('AUC of videos, family left out'); fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside right center', fontsize=8, frameon=False); fig.suptitle(title, fontsize=10); plt.close(fig)
     return fig
 
 # %% ../nbs/16_generalise.ipynb #9cecd446
