@@ -184,7 +184,9 @@ def test_a_folder_without_faces(model, tmp_path):
 def test_nothing_to_judge(make, model, tmp_path, capsys):
     make(tmp_path/'in')
     status, said = here(capsys, 'predict', tmp_path/'in', '--model', model, '-o', tmp_path/'out', '--device', 'cpu')
-    assert status == 2 and len(said) == 1 and 'could not be judged' in said[0]
+    notes = [line for line in said if line.startswith('note: ')]
+    assert status == 2 and 'could not be judged' in said[-1] and len(said) == 1 + len(notes)
+    assert ['notes.txt' in n and 'name the file itself' in n for n in notes] == [True]*(tmp_path/'in'/'notes.txt').exists()     # what was passed over is named
 
 
 def test_model_folders_that_are_none(model, tmp_path, faces, capsys, monkeypatch):
