@@ -466,21 +466,21 @@ def _calibrate(folders, named, df, root, alpha, batch_size, workers):
 def _stress(named, df, root, out, split, batch_size, workers, calibrated=True) -> dict: # What was written: path
     "The robustness sweep, and its picture"
     import matplotlib; matplotlib.use('Agg')
-    from madd.stress import stress
-    stress(named, df, root, out, split=split, batch_size=batch_size, num_workers=workers, calibrated=calibrated)
-    return {'Robustness': out/'stress.png', 'Its numbers': out/'stress.csv'}
+    from madd.stress import pictures, stress
+    drawn = pictures(stress(named, df, root, out, split=split, batch_size=batch_size, num_workers=workers, calibrated=calibrated), out)
+    return {'Robustness' + (f', {n}' if len(drawn) > 1 else ''): file for n, file in drawn.items()} | {'Its numbers': out/'stress.csv'}
 
 # %% ../nbs/15_cli.ipynb #4d28d399
 def _write_evaluation(output, table, scores, root, settings) -> dict: # What was written: path
     "Scores of every frame, the table, and for every data set the page when there is something to draw"
     import matplotlib; matplotlib.use('Agg')
     from madd.core import atomic_path
-    from madd.evaluate import write_results
+    from madd.evaluate import file_name, write_results
     from madd.report import write_report
     files, sets = write_results(output, scores, table, settings), sorted(table.dataset.unique())
     shown, written = next((n for n in scores if n != 'plain'), 'plain'), {}
     for name in sets:
-        at, of = (output, '') if len(sets) == 1 else (output/(re.sub(r'[^A-Za-z0-9._-]+', '_', str(name)) or '_'), f', {name}')
+        at, of = (output, '') if len(sets) == 1 else (output/file_name(name), f', {name}')
         part = table[table.dataset == name]
         if part.auc.notna().any(): written['Report' + of] = write_report(at, part, {k: s[s.dataset == name] for k, s in scores.items()}, root=root, settings=settings, model=shown)
         else:                           # one class only: there is nothing to compare

@@ -10,10 +10,10 @@ __all__ = ['N_BINS', 'CLIP', 'UNITS', 'WEIGHTED', 'Interval', 'MIN_GROUPS', 'Dif
            'bootstrap_interval', 'compare', 'best_threshold', 'val_thresholds', 'slices', 'metrics_table',
            'score_models', 'thresholds_for', 'evaluate', 'beside_paper', 'frame_table', 'results_markdown',
            'write_results', 'get_protocol', 'protocol_rows', 'crop_settings', 'protocol_crops', 'run_protocol',
-           'one_data_set', 'plot_auc', 'plot_roc', 'plot_confusion', 'plot_scores', 'plot_calibration']
+           'one_data_set', 'file_name', 'plot_auc', 'plot_roc', 'plot_confusion', 'plot_scores', 'plot_calibration']
 
 # %% ../nbs/12_evaluate.ipynb #12e253bc
-import warnings
+import re, warnings
 from collections import namedtuple
 from pathlib import Path
 
@@ -581,6 +581,8 @@ PALETTE = ['#c8442e', '#3b6ea5', '#7a9a3a', '#8a5aa8', '#c79a2b']
 def one_data_set(table):
     "Figures and pages compare what was measured on the same clips"
     if (names := sorted(table.dataset.unique()))[1:]: raise UserError(f'A picture or a page shows one data set, and this table holds {", ".join(map(str, names))}: take them one by one, as in table[table.dataset == {names[0]!r}].')
+
+def file_name(name)->str: return re.sub(r'[^A-Za-z0-9._-]+', '_', str(name)) or '_'   # of a data set, as part of a path
 
 def plot_auc(
     table:pd.DataFrame, # From `metrics_table`

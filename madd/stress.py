@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Stress', 'STRESSES', 'UNTOUCHED', 'each', 'degrade', 'frame_seeds', 'StressedVideos', 'cell_scores', 'cells_of',
-           'stress_scores', 'stress_table', 'plot_stress', 'stress']
+           'stress_scores', 'stress_table', 'plot_stress', 'pictures', 'stress']
 
 # %% ../nbs/12b_stress.ipynb #19a308df
 import hashlib
@@ -21,7 +21,7 @@ import torch
 from torchvision.transforms.v2 import functional as tvf
 from .core import FAKE, UserError, atomic_path, normalise, progress, read_json, write_json
 from .data import crop_files, fit_side, read_crop, usable
-from .evaluate import PALETTE, UNITS, bootstrap, calibrated_probability, check_crops, fake_logit, metrics, model_calibration, slices, spread
+from .evaluate import PALETTE, UNITS, bootstrap, calibrated_probability, check_crops, fake_logit, file_name, metrics, model_calibration, one_data_set, slices, spread
 from .media import compress
 
 # %% ../nbs/12b_stress.ipynb #4479a1f9
@@ -235,6 +235,7 @@ def plot_stress(
     compression=None,   # Of the crops that were damaged; the first one by default
 ):
     "AUC against the level of damage, one panel per damage, one curve and band per model"
+    one_data_set(table)
     t = table[(table.unit == unit) & (table.compression == (sorted(table.compression.unique())[0] if compression is None else compression))]
     names, models = [k for k in dict.fromkeys(t.stress) if k != UNTOUCHED], list(dict.fromkeys(t.model))
     cols = min(4, len(names))
@@ -252,16 +253,21 @@ def plot_stress(
     return fig
 
 # %% ../nbs/12b_stress.ipynb #9efae9a1
+def pictures(table, out:Path) -> dict: # data set: where its picture goes
+    names = sorted(table.dataset.unique())
+    return {n: out/('stress.png' if len(names) == 1 else f'stress_{file_name(n)}.png') for n in names}
+
 def stress(
     models:dict, crops:pd.DataFrame, root, out, # As in `stress_scores`
     control:str='plain', n:int=300, seed:int=0, # As in `stress_table`
     **kw,                                       # Passed to `stress_scores`
 ) -> pd.DataFrame: # From `stress_table`
-    "The whole sweep: scores.parquet, stress.parquet, stress.csv and stress.png in `out`"
+    "The whole sweep: scores.parquet, stress.parquet, stress.csv and stress.png in `out`; a picture of its own for each of several data sets"
     scores, out = stress_scores(models, crops, root, out, seed=seed, **kw), Path(out)
     table = stress_table(scores, control, n, seed)
     with atomic_path(out/'scores.parquet') as tmp: scores.to_parquet(tmp, index=False)
     with atomic_path(out/'stress.parquet') as tmp: table.to_parquet(tmp, index=False)
     with atomic_path(out/'stress.csv') as tmp: table.to_csv(tmp, index=False)
-    with atomic_path(out/'stress.png') as tmp: plot_stress(table).savefig(tmp, dpi=100)
+    for name, file in pictures(table, out).items():
+        with atomic_path(file) as tmp: plot_stress(table[table.dataset == name]).savefig(tmp, dpi=100)
     return table

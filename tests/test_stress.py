@@ -143,6 +143,17 @@ def test_the_picture_shows_every_damage_and_model(crops, tmp_path):
     assert all(sum(len(l.get_xdata()) == 6 for l in a.lines) == 2 for a in axes)
 
 
+# Two data sets are not one curve: each has a picture of its own.
+def test_every_data_set_has_its_picture(crops, tmp_path):
+    df, root = crops
+    more = pd.concat([df, df.assign(dataset='else++', video='else/' + df.video)], ignore_index=True)
+    t = stress({'MADD': Sharp()}, more, root, tmp_path, names=['blur'], n=20)
+    with pytest.raises(UserError, match='one by one'): plot_stress(t)
+    assert sorted(p.name for p in tmp_path.glob('*.png')) == sorted(f'stress_{n}.png' for n in ('else_', df.dataset.iloc[0]))
+    for n in t.dataset.unique():
+        for a in (a for a in plot_stress(t[t.dataset == n]).axes if a.axison): assert a.get_xticklabels()[0].get_text() == '-' and all(len(set(l.get_xdata())) == len(l.get_xdata()) for l in a.lines if len(l.get_xdata()) > 2)
+
+
 # Wrong names, and nothing to damage: one sentence.
 def test_mistakes_are_sentences(crops, tmp_path):
     df, root = crops
