@@ -205,7 +205,7 @@ def test_the_longer_record_can_be_continued_by_its_own_command(bench, tmp_path):
 
 
 @pytest.mark.skipif(not RECORD.exists(), reason='the study has not been recorded yet')
-@pytest.mark.parametrize('name', ['generalise', 'left_out', 'left_out_long', 'where', 'crossed'])
+@pytest.mark.parametrize('name', ['generalise', 'left_out', 'left_out_long', 'left_out_plain', 'where', 'crossed'])
 def test_every_number_of_the_record_lies_in_its_interval(name):
     path = RECORD.with_name(f'{name}.json')
     record = read_json(path)
