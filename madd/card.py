@@ -156,12 +156,13 @@ def alarms_table(
 def scores_section(
     folder:Path, mark:str, # The model folder, and its fingerprint
     evaluation=None,       # As in `find_results`
-    run:Path|None=None,    # Where the training's own records are, when they are elsewhere
+    records:Path|None=None, # Where the training's own records are, when they are elsewhere
 ) -> str:
     "Validation and test, told apart"
-    end = dict(read_json(at)) if (at := (run or folder)/'train.json').is_file() else {}
+    records = records or folder
+    end = dict(read_json(at)) if (at := records/'train.json').is_file() else {}
     val = f"Validation AUC of the best epoch, which was chosen by it and is therefore too hopeful: {escape(end.get('valid_auc'))}."
-    found = find_results(folder, evaluation) or (find_results(run) if run else {})
+    found = find_results(folder, evaluation) or find_results(records)
     if not found: return f'{val}\n\n**Not measured on test data, as far as any record here says.** `madd evaluate` measures it.'
     about = found.get('about') if isinstance(found.get('about'), dict) else {}
     facts = two_columns({name: about[k] for k, name in MEASURED.items() if about.get(k)}) if about else ''
@@ -224,7 +225,7 @@ def card(
     size = f'{sum(p.numel() for p in model.parameters()):,} parameters' + (f', stored as {escape(config["stored"])}' if 'stored' in config else '')
     parts = {'': f'# {escape(config["model"])} on {escape(config["backbone"])}\n\n> {SCORE_NOTE}\n\nA detector of manipulated faces, {size}. Card written by madd {__version__}.',
              'The network': two_columns(model_facts(config, mark)), 'Use': use(folder),
-             'Training': two_columns(training_facts(records, notes)), 'Scores': scores_section(folder, mark, evaluation, Path(run) if run else None), 'Reading a score': two_columns(reading_facts(notes)),
+             'Training': two_columns(training_facts(records, notes)), 'Scores': scores_section(folder, mark, evaluation, records), 'Reading a score': two_columns(reading_facts(notes)),
              'What it cannot do': limits(notes)}
     return header('apache-2.0' if folder.parent == WEIGHTS.resolve() else 'unknown') + '\n' + '\n\n'.join(f'## {k}\n\n{v}' if k else v for k, v in parts.items()) + '\n'
 

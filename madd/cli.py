@@ -419,19 +419,19 @@ def evaluate(
     if protocol and calibrate: raise UserError('A protocol measures on foreign data; calibrate on the data the model was trained with, in a call of its own.')
     reuse_memory()
     how = dict(batch_size=batch_size, num_workers=workers, calibrated=not raw)
-    _measure(list(dict.fromkeys(models)), _named_models(models, _device(device)), data, crops, output, goal, protocol, alpha if calibrate else None, stress, how)
+    _measure(models, _named_models(models, _device(device)), data, crops, output, goal, protocol, alpha if calibrate else None, stress, how)
 
 # %% ../nbs/15_cli.ipynb #eeb0dd79
 def _measure(models, named, data, crops, output, goal, protocol, alpha, stress, how):
     "Score, calibrate first if `alpha` says so, write everything, and print the short table"
     from madd.evaluate import metrics_table, protocol_crops, score_models, thresholds_for
-    folders, pace = dict(zip(named, models)), (how['batch_size'], how['num_workers'])
+    folders, pace = dict(zip(named, dict.fromkeys(models))), (how['batch_size'], how['num_workers'])
     df, root = crops or protocol_crops(named, data, output, protocol, pace[1] or None)
     if alpha is not None: _calibrate(folders, named, df, root, alpha, *pace)
     scores = score_models(named, df, root, goal['split'], **how)
     table = metrics_table(scores, thresholds=thresholds_for(named, df, root, **how))
     facts = {k: dict(temperature=m.notes.get('temperature', 1.), shift=m.notes.get('shift', 0.)) for k, m in named.items()} if how['calibrated'] else 'not used'
-    about = dict(models=list(models), fingerprints=_fingerprints(folders), data=str(data), split=goal['split'], protocol=protocol or '', calibration=facts)
+    about = dict(models=list(folders.values()), fingerprints=_fingerprints(folders), data=str(data), split=goal['split'], protocol=protocol or '', calibration=facts)
     written = _write_evaluation(output, table, scores, root, about)
     if stress: written |= _stress(named, df, root, output/'stress', goal['split'], *pace, how['calibrated'])
     _show_table(table, goal['level'], written)

@@ -363,6 +363,7 @@ def read_animation(
 ): # Iterator of `(index, seconds, rgb)`
     "As `read_frames`, for pictures that move"
     info = info or animation_info(path)
+    if info is None: raise BadMedia(path, 'nothing moves in it')
     chosen, seconds = set(even_indices(info.frames, wanted)), 0.
     with Image.open(path) as im:
         for k in range(info.frames):

@@ -1235,9 +1235,9 @@ class FolderFaces:
         size:int=320,     # Longest side of a picture
     ):
         self.folder, self.n, self.size = Path(folder).expanduser(), n, size
-        if not self.folder.is_dir(): raise UserError(f'There is no folder at {self.folder}.')
         self._todo, self._good, self._bad, self._detector = self._files(), [], [], None
     def _files(self):
+        if not self.folder.is_dir(): raise UserError(f'There is no folder at {self.folder}.')
         inside = sorted(p for p in self.folder.rglob('*') if is_image(p) and p.is_file() and not any(q.startswith('.') for q in p.relative_to(self.folder).parts))
         if not inside: raise UserError(f'There is no picture in {self.folder}.')
         return inside
@@ -1382,14 +1382,10 @@ def fetch_portraits(
 # %% ../nbs/01a_sources.ipynb #123d6d7b
 class Portraits(FolderFaces):
     "The downloaded portraits: only files of the table, only when their checksum is right"
-    def __init__(self, folder, n=None, size=320):
-        if not Path(folder).expanduser().is_dir(): self._none(folder)
-        super().__init__(folder, n, size)
-    def _none(self, folder): raise UserError(f'There are no portraits in {folder}; fetch them with: madd portraits {folder}')
     def _files(self):
         table = portraits_table()
         self._rows = {self.folder/r.name: (r.bytes, r.sha256) for r in table.itertuples()}
-        if not any(p.is_file() for p in self._rows): self._none(self.folder)
+        if not any(p.is_file() for p in self._rows): raise UserError(f'There are no portraits in {self.folder}; fetch them with: madd portraits {self.folder}')
         return sorted(self._rows)
     def _look(self, path):
         if not path.is_file(): raise UserError('it has not been fetched')

@@ -121,6 +121,15 @@ def test_models_of_one_name_are_told_apart(monkeypatch, tmp_path):
     assert named('x/a', str(tmp_path/'a')) == ['a', str(tmp_path/'a')]
 
 
+def test_seeds_are_counted_from_0(tmp_path):
+    from madd.core import UserError
+    from madd.data import index
+    from madd.forge_set import forge_set
+    for call in (lambda: index(tmp_path, seed=-1), lambda: forge_set(tmp_path/'set', [], 6, seed=-1)):
+        with pytest.raises(UserError, match='counted from 0'): call()
+    assert not list(tmp_path.iterdir())
+
+
 def test_predict_gives_words_numbers_and_pictures(work):
     d, said = work
     rows = [json.loads(line) for line in (d/'judged'/'predictions.jsonl').read_text().splitlines()]
@@ -182,6 +191,7 @@ def test_help_is_quick_and_loads_nothing_heavy():
     (('forge', 'x', '--frames', 'many'), '--frames'),
     (('train', 'x', 'y', '--wings'), '--wings'),
     (('predict',), 'PATH'),
+    (('index', 'x', '--seed', '-1'), '--seed'),
 ])
 def test_mistyped_words_point_to_help(words, says, tmp_path):
     done = madd(*words, cwd=tmp_path, status=2)

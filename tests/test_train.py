@@ -230,6 +230,13 @@ def test_the_best_epoch_of_a_moving_average_is_the_average(data, tmp_path):
     assert fingerprint(load(tmp_path/'run')) == fingerprint(net)
 
 
+def test_own_metrics_draw_what_they_measure(data, tmp_path):
+    "Without an accuracy the fit ends as any other: curves are drawn, and the best epoch is in the model"
+    from madd.train import AUC
+    learn = madd_learner(loaders(data), small(), path=tmp_path, metrics=[AUC()]); learn.fit(1)
+    assert (tmp_path/'curves.png').is_file() and learn.keep_best.best_epoch == 0
+
+
 def test_the_released_recipe_trains_with_its_match_loss(data):
     net = small(recipe='released')
     learn, history = train(loaders(data), net, 1, schedule='released')

@@ -252,6 +252,19 @@ def test_machines_ask_the_box_when_nobody_brings_a_network(movies):
 
 # --- the page of all six ---
 
+def test_the_probability_is_that_of_madd_predict():
+    "Of a calibrated network the benches show the calibrated number, which is another than the plain softmax"
+    from madd.core import normalise
+    from madd.model import load
+    from madd.predict import crop_scores
+    from madd.export import TorchEngine
+    net, crops = load('madd-lite'), np.random.default_rng(0).integers(0, 255, (3, 160, 160, 3), np.uint8)
+    shown = w.scores(net, crops)
+    assert np.allclose(shown, crop_scores(TorchEngine(net), list(crops)), atol=1e-4)
+    with torch.no_grad(): plain = net.eval()(normalise(crops)).softmax(-1)[:, 1].numpy()
+    assert np.abs(shown - plain).max() > .02
+
+
 def test_the_page_builds_what_is_asked_for_once_and_says_what_fails():
     made = []
     def maker(name):
