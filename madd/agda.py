@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 from fastcore.basics import store_attr
 from .core import UserError
+from .texture import full_precision
 
 # %% ../nbs/09_agda.ipynb #fceb2347
 def smooth(
@@ -33,16 +34,18 @@ def degrade(
 ) -> Tensor: # I_d: the same shape, without detail
     "The degraded image of eq. 6: scale down, blur, scale back up"
     size = [max(2, round(n*scale)) for n in x.shape[-2:]]
-    small = F.interpolate(x.float(), size, mode='bilinear', align_corners=False, antialias=True)  # (B, C, h, w)
-    return F.interpolate(smooth(small, sigma), x.shape[-2:], mode='bilinear', align_corners=False).to(x.dtype)
+    with full_precision(x):
+        small = F.interpolate(x.float(), size, mode='bilinear', align_corners=False, antialias=True)  # (B, C, h, w)
+        return F.interpolate(smooth(small, sigma), x.shape[-2:], mode='bilinear', align_corners=False).to(x.dtype)
 
 # %% ../nbs/09_agda.ipynb #a7ef376a
 def draw_maps(
     n_images:int, # B
     n_maps:int,   # M
+    device=None,  # Where to draw: numbers that come from elsewhere make a GPU wait
 ) -> Tensor: # One map number per image, `b`
     "Draw one map per image, every map with the same chance, from torch's global generator"
-    return torch.randint(n_maps, (n_images,))
+    return torch.randint(n_maps, (n_images,), device=device)
 
 # %% ../nbs/09_agda.ipynb #14fbe913
 def augmentation_map(
@@ -90,7 +93,7 @@ class AGDA(nn.Module):
 
     @torch.no_grad()
     def forward(self, x:Tensor, attns:Tensor, index:Tensor=None):
-        if index is None: index = draw_maps(*attns.shape[:2])
+        if index is None: index = draw_maps(*attns.shape[:2], attns.device)
         index = check_index(index, x, attns)                                          # (B,)
         weight = augmentation_map(attns.float(), index, x.shape[-2:]).to(x.dtype)     # (B, 1, H, W)
         if self.mode == 'hard': return hard_drop(x, weight, self.threshold), index

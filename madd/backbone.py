@@ -195,7 +195,7 @@ def load_imagenet(
 # %% ../nbs/04_backbone.ipynb #e708062b
 def create_backbone(
     name:str='efficientnet_b4', # An EfficientNet, Xception, or another timm network with a pyramid; the paper's is B4
-    pretrained:bool=True,       # Start from ImageNet weights, as the paper does
+    pretrained:bool=True,       # Start from ImageNet weights
     port=None,                  # Changes the network in place once it has its weights; see `madd.released`
 ) -> Backbone: # `.channels` per stage; `.weights` says where the numbers came from
     "Build a backbone and, when they can be had, give it ImageNet weights"

@@ -282,6 +282,7 @@ def _run_settings(words, data, config, changes, resume, recipe, faces, given):
     if resume and not config:
         begun = not data and len(words) == 1 and Path(words[0], 'config.yaml').is_file()     # OUT alone
         path = _run_paths(words, data, config, training or begun)[1]/'config.yaml'
+        if begun and not read_config(path).forge: raise UserError(f'Say the crops too: madd train CROPS {words[0]} --resume')
         if not path.exists(): raise UserError(f'{path.parent} holds no run to go on with; leave --resume out to begin one.')
         training = ''      # its file says everything, also what the recipe has today and had not when it began
     settings = read_config(path, changes, training, **given)
@@ -475,12 +476,13 @@ def _write_evaluation(output, table, scores, root, settings) -> dict: # What was
     "Scores of every frame, the table, and for every data set the page when there is something to draw"
     import matplotlib; matplotlib.use('Agg')
     from madd.core import atomic_path
-    from madd.evaluate import file_name, write_results
+    from madd.core import safe_name
+    from madd.evaluate import write_results
     from madd.report import write_report
     files, sets = write_results(output, scores, table, settings), sorted(table.dataset.unique())
     shown, written = next((n for n in scores if n != 'plain'), 'plain'), {}
     for name in sets:
-        at, of = (output, '') if len(sets) == 1 else (output/file_name(name), f', {name}')
+        at, of = (output, '') if len(sets) == 1 else (output/safe_name(name), f', {name}')
         part = table[table.dataset == name]
         if part.auc.notna().any(): written['Report' + of] = write_report(at, part, {k: s[s.dataset == name] for k, s in scores.items()}, root=root, settings=settings, model=shown)
         else:                           # one class only: there is nothing to compare

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['REAL', 'FAKE', 'SCORE_NOTE', 'ATTENTION_NOTE', 'STAGES', 'UserError', 'seed_everything', 'default_device',
-           'reuse_memory', 'atomic_path', 'write_json', 'read_json', 'progress', 'normalise', 'denormalise',
-           'house_style', 'pipeline_strip', 'show_images', 'heat_over', 'show_maps', 'show_flow', 'label_forged']
+           'reuse_memory', 'atomic_path', 'safe_name', 'write_json', 'read_json', 'progress', 'normalise',
+           'denormalise', 'house_style', 'pipeline_strip', 'show_images', 'heat_over', 'show_maps', 'show_flow',
+           'label_forged']
 
 # %% ../nbs/00_core.ipynb #7f23006f
-import ctypes, json, os, random, sys, threading
+import ctypes, json, os, random, re, sys, threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -75,6 +76,15 @@ def atomic_path(
         tmp.chmod(0o666 & ~mask)   # some writers create files that only their owner may read
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #5afe0002
+def safe_name(
+    name,     # From a stranger
+    n:int=60, # At most so many letters; the end, with the suffix, stays
+) -> str:
+    "Letters, digits, dots, lines: harmless in every file system, page and terminal"
+    name = re.sub(r'[^A-Za-z0-9._-]+', '_', str(name))[-n:]
+    return name if name.strip('.') else '_'   # '..' would be the folder above
 
 # %% ../nbs/00_core.ipynb #53256e4d
 def write_json(

@@ -95,6 +95,8 @@ def read_splits(
     for s, pairs in out.items():
         good = isinstance(pairs, list) and all(isinstance(p, list) and len(p) == 2 and all(isinstance(n, str) for n in p) for p in pairs)
         if not good: raise UserError(f'{found[0]/s}.json is not a list of pairs of names such as ["000", "003"].')
+    if twice := [n for n, k in Counter(n for pairs in out.values() for n in {n for p in pairs for n in p}).items() if k > 1]:
+        raise UserError(f'The split files in {found[0]} name {len(twice)} people in more than one part ({some(twice)}), as the official ones never do: is one a copy of another?')
     return {s: [tuple(p) for p in pairs] for s, pairs in out.items()}
 
 # %% ../nbs/02b_datasets.ipynb #63f051d1
@@ -442,6 +444,10 @@ def _filled(df, name):
     "A table with at least `path` and `label`: columns that are missing get what `video_row` says, people what the paths say"
     if set(VIDEO_COLUMNS) <= set(df) or not {'path', 'label'} <= set(df): return df
     df = df.fillna('').astype({'path': str})
+    kinds = df.groupby('path').label.nunique()
+    if (kinds > 1).any(): raise UserError(f'{kinds.idxmax()} is listed as real and as fake: a file has one label.')
+    again = df.duplicated('path')
+    df = df[~again].reset_index(drop=True)
     fake = ~df.label.astype(str).isin(['0', '0.0'])
     clips = df.path.map(_clip_of)
     reals = set(clips[~fake])
@@ -452,7 +458,7 @@ def _filled(df, name):
     out = df.assign(**{k: out[k] for k in VIDEO_COLUMNS if k not in df})
     notes = [UNKNOWN.format(n=len(lost), names=some(lost), more=', or add a column `target`')] if lost else []
     if clips.nunique() == 1 < len(clips) and 'target' not in df: notes = ['all pictures lie in one folder and count as one person: add a column `target` (who is seen) or `split`']
-    out.attrs['notes'] = [] if 'split' in df else notes
+    out.attrs['notes'] = ([] if 'split' in df else notes) + [f'{again.sum()} rows repeat a file and were left out']*bool(again.any())
     return out
 
 # %% ../nbs/02b_datasets.ipynb #a9cba9a0
@@ -499,6 +505,10 @@ def read_layout(
     except UserError as e: raise UserError(plain(e)) from None
 
 # %% ../nbs/02b_datasets.ipynb #1abefe76
+def _sets_in(root, but=None):
+    "Folders of a folder that are data sets, of another kind than one"
+    return [d for _, d, is_folder in _entries(root) if is_folder and any(r.recognises(d) for r in READERS if r is not but)]
+
 def _ask_readers(root, splits):
     "The first reader that recognises a root reads it"
     if not os.path.exists(root): raise UserError(f'{root} does not exist.')
@@ -508,8 +518,10 @@ def _ask_readers(root, splits):
         if not len(df): raise UserError(f'{root} looks like {r.name}, but there is no video or picture in it' + ''.join(f'; {n}' for n in df.attrs.get('notes', ())) + '.')
         df.attrs['reader'] = r.name
         other = root.is_dir() and r is READERS[0] and next((o.name for o in READERS[1:] if o.recognises(root)), '')
+        beside = [d.name for d in _sets_in(root, but=r)] if root.is_dir() and r is READERS[-1] else []      # DFDC is found by its files, also from further up
+        if beside: df.attrs['notes'] = [*df.attrs['notes'], f'only {r.name} was read here; {some(beside)} beside it {"are data sets" if len(beside) > 1 else "is a data set"} of {"their" if len(beside) > 1 else "its"} own, to be indexed by {"themselves" if len(beside) > 1 else "itself"}']
         if other: df.attrs['notes'] = [*df.attrs['notes'], f'this is what {_manifest_in(root).name} in it says, and not what lies on the disk now; move that file away to read the folder as {other} again']
         return df
-    inside = [d for _, d, is_folder in _entries(root) if is_folder and any(r.recognises(d) for r in READERS)] if root.is_dir() else []
+    inside = _sets_in(root) if root.is_dir() else []
     hint = f' Did you mean {inside[0]}?' if inside else ''
     raise UserError(f'{root} has no layout madd knows.{hint} These work: ' + '; '.join(f'{r.name}: {r.layout}' for r in READERS) + '.')

@@ -10,10 +10,10 @@ __all__ = ['N_BINS', 'CLIP', 'UNITS', 'WEIGHTED', 'Interval', 'MIN_GROUPS', 'Dif
            'bootstrap_interval', 'compare', 'best_threshold', 'val_thresholds', 'slices', 'metrics_table',
            'score_models', 'thresholds_for', 'evaluate', 'beside_paper', 'frame_table', 'results_markdown',
            'write_results', 'get_protocol', 'protocol_rows', 'crop_settings', 'protocol_crops', 'run_protocol',
-           'one_data_set', 'file_name', 'plot_auc', 'plot_roc', 'plot_confusion', 'plot_scores', 'plot_calibration']
+           'one_data_set', 'plot_auc', 'plot_roc', 'plot_confusion', 'plot_scores', 'plot_calibration']
 
 # %% ../nbs/12_evaluate.ipynb #12e253bc
-import re, warnings
+import warnings
 from collections import namedtuple
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from sklearn.metrics import (ConfusionMatrixDisplay, RocCurveDisplay, accuracy_s
                              confusion_matrix, log_loss, roc_auc_score, roc_curve)
 from torch import Tensor
 from .core import FAKE, REAL, SCORE_NOTE, UserError, atomic_path, progress, write_json
-from .data import CropDataset, need_crops
+from .data import CropDataset, leak_in, need_crops, usable
 from .manifest import VIDEO_COLUMNS, read_manifest
 
 # %% ../nbs/12_evaluate.ipynb #cf501cea
@@ -79,6 +79,7 @@ def fake_logit(
     logits:Tensor, # (B, C)
 ) -> Tensor: # Evidence z for fake, (B,), float64, on the CPU
     "The logit of fake against all others"
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2: raise UserError(f'A detector must give two logits per picture, real and fake, as a tensor of shape (B, 2), not {tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"}.')
     z = logits.cpu().double()                                            # on the CPU, because not every accelerator has float64
     others = torch.cat([z[:, :FAKE], z[:, FAKE+1:]], dim=1)              # (B, C-1)
     return z[:, FAKE] - others.logsumexp(-1)
@@ -409,6 +410,7 @@ def score_models(
     "Score one split of a manifest with several models"
     rows = need_crops(crops[crops.split == split] if split else crops)
     if not len(rows): raise UserError(f'There is no crop in the split {split!r}; there are {sorted(set(crops.split))}.')
+    if split and (leak := leak_in(usable(crops))): warnings.warn(f'{leak}. The part is scored all the same, but a model trained on the other parts has seen these people.', stacklevel=2)
     return {name: score_crops(m, rows, root, **kw) for name, m in models.items()}
 
 # %% ../nbs/12_evaluate.ipynb #4e09a0c8
@@ -581,8 +583,6 @@ PALETTE = ['#c8442e', '#3b6ea5', '#7a9a3a', '#8a5aa8', '#c79a2b']
 def one_data_set(table):
     "Figures and pages compare what was measured on the same clips"
     if (names := sorted(table.dataset.unique()))[1:]: raise UserError(f'A picture or a page shows one data set, and this table holds {", ".join(map(str, names))}: take them one by one, as in table[table.dataset == {names[0]!r}].')
-
-def file_name(name)->str: return re.sub(r'[^A-Za-z0-9._-]+', '_', str(name)) or '_'   # of a data set, as part of a path
 
 def plot_auc(
     table:pd.DataFrame, # From `metrics_table`

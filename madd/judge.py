@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'MAX_SIDE', 'DAMAGED', 'JOBS', 'VERDICT_COLOURS', 'LINES', 'WIDE', 'NARROW', 'FILE_COLUMNS',
            'FACE_COLUMNS', 'PAGE_STYLE', 'FILE_PART', 'PREDICTION', 'DASHES', 'KINDS', 'PAGE_PICTURES', 'read_list',
-           'is_link', 'list_files', 'left_out', 'picture_doubt', 'Reader', 'short_hash', 'safe_name', 'plain_link',
-           'fetch', 'Judged', 'verdict_schema', 'case_name', 'stamp', 'stored', 'held_if_damaged', 'judge',
-           'judge_file', 'draw_figure', 'boxes_at', 'draw_boxes', 'clip_end', 'score_lines', 'score_strip', 'annotated',
-           'draw_clip', 'file_row', 'face_rows', 'disarmed', 'write_csv', 'timeline', 'prediction_page',
-           'threshold_note', 'write_page', 'write_lists', 'sweep', 'predict_paths']
+           'is_link', 'list_files', 'left_out', 'picture_doubt', 'Reader', 'short_hash', 'plain_link', 'fetch',
+           'Judged', 'verdict_schema', 'case_name', 'stamp', 'stored', 'held_if_damaged', 'judge', 'judge_file',
+           'draw_figure', 'boxes_at', 'draw_boxes', 'clip_end', 'score_lines', 'score_strip', 'annotated', 'draw_clip',
+           'file_row', 'face_rows', 'disarmed', 'write_csv', 'timeline', 'prediction_page', 'threshold_note',
+           'write_page', 'write_lists', 'sweep', 'predict_paths']
 
 # %% ../nbs/14b_judge.ipynb #cf21382f
 import bisect, contextlib, csv, hashlib, http.client, importlib, json, multiprocessing, os, re, signal, sys, tempfile, textwrap, threading, time, urllib.error, urllib.parse, urllib.request, warnings
@@ -28,7 +28,7 @@ from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import TypeAdapter
 from . import __version__
-from .core import SCORE_NOTE, UserError, atomic_path, progress, read_json, write_json
+from .core import SCORE_NOTE, UserError, atomic_path, progress, read_json, safe_name, write_json
 from .extract import memory_limit
 from .media import BadMedia, VideoInfo, files_in, find_media, is_image, is_video, read_image, write_video
 from .model import DEFAULT
@@ -306,13 +306,6 @@ def _raising(e):
 # %% ../nbs/14b_judge.ipynb #048a8412
 def short_hash(text:str)->str: return hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:8]
 
-def safe_name(
-    name:str, # From a stranger
-    n:int=60, # At most so many letters; the end, with the suffix, stays
-) -> str:
-    "Letters, digits, dots, lines: harmless in every file system, page and terminal"
-    return re.sub(r'[^A-Za-z0-9._-]+', '_', name)[-n:]
-
 def plain_link(url:str)->str:
     "An address that can be shown: without a name and password in it"
     return re.sub(r'(?i)^(https?://)[^/?#]*@', r'\1', url)
@@ -327,7 +320,7 @@ def fetch(
 ) -> Path:
     "Fetch a file, once; `BadMedia` with the reason when that fails"
     base = urllib.parse.unquote(urllib.parse.urlsplit(url).path.rsplit('/', 1)[-1])
-    path = Path(folder)/f'{short_hash(url)}-{safe_name(base) or "file"}'
+    path = Path(folder)/f'{short_hash(url)}-{safe_name(base or "file")}'
     if path.is_file(): return path
     with atomic_path(path) as part:
         for _ in reader.run('fetch', (url, str(part), max_bytes), seconds): pass
@@ -369,7 +362,7 @@ def case_name(
     path:str|Path, # A judged file
 ) -> str: # Harmless in any file system, and different for two files of the same name
     "What the verdict and the figure of a file are called"
-    return f'{re.sub(r"[^A-Za-z0-9._-]+", "_", Path(path).name)[:60]}-{short_hash(str(Path(path).absolute()))}'
+    return f'{safe_name(Path(path).name)}-{short_hash(str(Path(path).absolute()))}'
 
 # %% ../nbs/14b_judge.ipynb #0d35a542
 def stamp(path, detector, n_frames) -> dict:

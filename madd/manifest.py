@@ -119,7 +119,7 @@ def _as_whole(name, values):
     if values.dtype == 'int64': return values
     numbers = pd.to_numeric(values.astype(object), errors='coerce').astype('float64')
     bad = ~(np.isfinite(numbers) & (numbers == numbers.round()) & (numbers.abs() < 2**53))
-    if bad.any(): _refuse(name, values, bad, 'not a whole number')
+    if bad.any(): _refuse(name, values, bad, 'not a whole number' + '; 0 is real, 1 is fake'*(name == 'label'))
     return numbers.astype('int64')
 
 # %% ../nbs/00b_manifest.ipynb #2807c2b3

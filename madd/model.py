@@ -383,7 +383,7 @@ def released_loss(
     "The auxiliary loss of a checkpoint, with the margins and the alpha it was saved with"
     lacking = [k for k in ('centers', 'alpha', 'margin_in') if k not in state]
     if lacking: raise UserError(f'The checkpoint holds no auxiliary loss: {", ".join(lacking)} missing.')
-    loss = model.new_loss(margin_in=state.pop('margin_in').tolist())
+    if (loss := model.new_loss(margin_in=state.pop('margin_in').tolist())) is None: raise UserError('A detector with one map is trained without an auxiliary loss: there are no regions to keep apart.')
     state.update(alpha_start=state['alpha'].clone(), steps=loss.steps.clone())
     return loss
 

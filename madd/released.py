@@ -124,7 +124,7 @@ class RealCenterLoss(RegionalIndependenceLoss):
         with full_precision(V):
             real, c = (y == 0).to(V.dtype)[:, None, None], self.centers.to(V.dtype)
             centers = c + self.alpha.to(V.dtype)*batch_mean((V - c)*real)                        # (M, N)
-            margin = torch.tensor(self.margin_in, dtype=V.dtype, device=V.device)[y.long()]      # (B,)
+            margin = self.margins(V, y)                                                          # (B,)
             distance = (V - centers).flatten(1).norm(dim=1)                                      # (B,)
             intra = F.relu(margin.sign()*distance - margin).mean()
             inter = far_apart(centers, self.margin_out) / self.n_maps / self.alpha_start
@@ -140,17 +140,17 @@ class DistanceRIL(RegionalIndependenceLoss):
         V = check_vectors(V, y, self.n_maps, self.n_feats)
         with full_precision(V):
             centers = move_centers(self.centers.to(V.dtype), batch_mean(V), self.alpha.to(V.dtype))   # (M, N)
-            margin = torch.tensor(self.margin_in, dtype=V.dtype, device=V.device)[y.long()]           # (B,)
+            margin = self.margins(V, y)                                                               # (B,)
             distance = (V - centers).norm(dim=-1)                                                     # (B, M)
             return F.relu(distance - margin[:, None]).mean(), far_apart(centers, self.margin_out), centers
 
 # %% ../nbs/09a_released.ipynb #174dd922
 def draw_strong_maps(
     attns:Tensor, # `b m h w`, not negative
-) -> Tensor: # One map number per image, `b`, on the CPU
+) -> Tensor: # One map number per image, `b`
     "Draw one map per image with chances proportional to sqrt(1 + sum of the map)"
     chances = (1 + attns.sum((-2, -1))).sqrt()                                 # (B, M)
-    return torch.multinomial(chances.float().cpu(), 1)[:, 0]
+    return torch.multinomial(chances.float(), 1)[:, 0]
 
 def ramp(
     a:Tensor,        # Attention between 0 and 1
@@ -169,9 +169,10 @@ def degrade_noisily(
 ) -> Tensor: # I_d: the same shape
     "Released code: scale down, blur, add noise, scale back up"
     resize = partial(F.interpolate, mode='bilinear', align_corners=True)
-    small = gaussian_blur(resize(x.float(), [int(n*scale) for n in x.shape[-2:]]), [kernel, kernel], [sigma, sigma])
-    if noise is None: noise = torch.randn(small.shape).to(small.device)        # drawn on the CPU: a seed means the same everywhere
-    return resize(small + rate*noise, x.shape[-2:]).to(x.dtype)
+    with full_precision(x):
+        small = gaussian_blur(resize(x.float(), [int(n*scale) for n in x.shape[-2:]]), [kernel, kernel], [sigma, sigma])
+        if noise is None: noise = torch.randn_like(small)
+        return resize(small + rate*noise, x.shape[-2:]).to(x.dtype)
 
 # %% ../nbs/09a_released.ipynb #f8993e65
 class SigmoidAGDA(nn.Module):

@@ -32,8 +32,7 @@ def hinge_inter(
 ) -> Tensor: # A single number; 0 when there is one map only
     "Second sum of eq. 3: every ordered pair of centres that is too close"
     distances = (centers[:, None] - centers[None]).square().sum(-1)    # (M, M)
-    pairs = ~torch.eye(len(centers), dtype=torch.bool, device=centers.device)
-    return F.relu(margin_out - distances)[pairs].sum()
+    return 2*F.relu(margin_out - distances).triu(1).sum()              # both orders; a mask would make a GPU wait for its size
 
 # %% ../nbs/08_ril.ipynb #69db8de2
 def move_centers(
@@ -110,14 +109,19 @@ class RegionalIndependenceLoss(nn.Module):
 
 # %% ../nbs/08_ril.ipynb #a55df641
 @patch
+def margins(self:RegionalIndependenceLoss, V, y):
+    "The inner margin of every image, filled where the vectors are: a copy from the CPU would make a GPU wait"
+    real, fake = (V.new_full((), m) for m in self.margin_in)
+    return torch.where(y == 1, fake, real)   # (B,)
+
+@patch
 def _terms(self:RegionalIndependenceLoss, V, y):
     "Both sums of eq. 3 and the centres they used; changes nothing"
     V = check_vectors(V, y, self.n_maps, self.n_feats)
     with full_precision(V):
         centers = self.centers.to(V.dtype)                                                 # (M, N)
         if self.training: centers = move_centers(centers, batch_mean(V), self.alpha.to(V.dtype))
-        margins = torch.tensor(self.margin_in, dtype=V.dtype, device=V.device)[y.long()]   # (B,)
-        intra = hinge_intra(V, centers, margins).sum(1)                                    # (B,)
+        intra = hinge_intra(V, centers, self.margins(V, y)).sum(1)                         # (B,)
         intra = intra.mean() if self.reduction == 'mean' else intra.sum()
         return intra, hinge_inter(centers, self.margin_out), centers
 

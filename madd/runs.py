@@ -135,6 +135,7 @@ def make_config(
     for key, least in LEAST.items():
         value = getattr(config, key)
         if value is not None and value < least: raise UserError(f'{key} must be at least {least}, got {value}.')
+    if 0 < config.size < 32: raise UserError(f'size is 0 (as the crops are stored) or at least 32, got {config.size}.')
     if config.ema >= 1: raise UserError(f'ema must be below 1, got {config.ema}.')
     if config.forge:
         config = replace(config, forge={k: '' if v is None else v for k, v in config.forge.items()})   # `forge.faces=` on a command line
@@ -428,13 +429,22 @@ def warm_start(
     differ = differ or differences(model.state_dict(), other.state_dict())
     if differ: raise UserError(f'{folder} holds another architecture ({"; ".join(differ)}), so its weights cannot be the first ones of this run.')
     model.load_state_dict(other.state_dict())
+    model.backbone.weights = f'those of {Path(folder).name}, which began with: {other.backbone.weights}'
 
 # %% ../nbs/11b_runs.ipynb #88b6191e
-def new_model(config:RunConfig) -> nn.Module:
+def new_model(
+    config:RunConfig,
+    begun:bool=False, # Its weights come from a checkpoint: a folder to start from may be gone by now
+) -> nn.Module:
     "The network of a configuration, with the first weights that need no training"
-    if config.model == 'PlainDetector': model = PlainDetector(config.backbone, config.pretrained, port=get_recipe(config.recipe, **config.changes).port)
-    else: model = MADD(config.backbone, config.recipe, config.n_maps, config.texture_stage, config.attention_stage or None, config.pretrained, **config.changes)
-    if config.init: warm_start(model, config.init)
+    fresh = config.pretrained and not config.init
+    if config.model == 'PlainDetector': model = PlainDetector(config.backbone, fresh, port=get_recipe(config.recipe, **config.changes).port)
+    else: model = MADD(config.backbone, config.recipe, config.n_maps, config.texture_stage, config.attention_stage or None, fresh, **config.changes)
+    if config.init:
+        try: warm_start(model, config.init)
+        except UserError:
+            if not begun: raise
+            model.backbone.weights = f'those of {Path(config.init).name}'
     return model
 
 def asks_where(config:RunConfig) -> bool:
@@ -604,7 +614,7 @@ def run(
         return Run(out, pd.read_csv(out/'history.csv'), None)
     device, own = start_processes(config, device)
     seed_everything(config.seed); reuse_memory()
-    dls, model = loaders_of(config, data, device), new_model(config)
+    dls, model = loaders_of(config, data, device), new_model(config, bool(checkpoints(out/'checkpoints')))
     check_dls(dls); check_data(out, dls)      # nothing has been written yet
     begin(out, config, device, dls)
     if config.pretrain_epochs: model.backbone.load_state_dict(backbone_stage(config, data, out, device))

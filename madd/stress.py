@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torchvision.transforms.v2 import functional as tvf
-from .core import FAKE, UserError, atomic_path, normalise, progress, read_json, write_json
+from .core import FAKE, UserError, atomic_path, normalise, progress, read_json, safe_name, write_json
 from .data import crop_files, fit_side, read_crop, usable
-from .evaluate import PALETTE, UNITS, bootstrap, calibrated_probability, check_crops, fake_logit, file_name, metrics, model_calibration, one_data_set, slices, spread
+from .evaluate import PALETTE, UNITS, bootstrap, calibrated_probability, check_crops, fake_logit, metrics, model_calibration, one_data_set, slices, spread
 from .media import compress
 
 # %% ../nbs/12b_stress.ipynb #4479a1f9
@@ -255,7 +255,7 @@ def plot_stress(
 # %% ../nbs/12b_stress.ipynb #9efae9a1
 def pictures(table, out:Path) -> dict: # data set: where its picture goes
     names = sorted(table.dataset.unique())
-    return {n: out/('stress.png' if len(names) == 1 else f'stress_{file_name(n)}.png') for n in names}
+    return {n: out/('stress.png' if len(names) == 1 else f'stress_{safe_name(n)}.png') for n in names}
 
 def stress(
     models:dict, crops:pd.DataFrame, root, out, # As in `stress_scores`

@@ -87,7 +87,7 @@ class RILCallback(ExtraCost):
     def aux(self): return get_model(self.learn.model).ril
 
     def before_fit(self):
-        if not hasattr(self, 'alpha_start'): self.alpha_start = getattr(self.aux, 'alpha', None)
+        if not hasattr(self, 'alpha_start'): self.alpha_start = self.aux.alpha.clone() if hasattr(self.aux, 'alpha') else None   # a copy: what goes on from a checkpoint is given another alpha
         self.new_fit = True
 
     def before_train(self):
@@ -455,10 +455,12 @@ def precision_for(
 class Accumulate(GradientAccumulation):
     "One step of the optimiser per `n_acc` images, and one for what is left at the end of an epoch"
     name = 'accumulate'
+    @property
+    def images(self): return self.dl.batch_total(self.iter) if hasattr(self.dl, 'batch_total') else find_bs(self.learn.yb)   # of all processes
+    def after_loss(self): self.learn.loss_grad /= self.n_acc/self.images
     def before_step(self):
-        bs = find_bs(self.learn.yb)
-        self.learn.loss_grad *= self.n_acc/bs      # the loss to be looked at is the batch's own again
-        self.count += bs
+        self.learn.loss_grad *= self.n_acc/self.images      # the loss to be looked at is the batch's own again
+        self.count += self.images
         last = self.iter + 1 == self.n_iter
         if self.count < self.n_acc and not last: raise CancelBatchException()
         if self.count < self.n_acc: torch._foreach_mul_([p.grad for p in self.learn.model.parameters() if p.grad is not None], self.n_acc/self.count)

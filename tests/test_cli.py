@@ -350,3 +350,10 @@ def test_a_training_on_the_forge_needs_no_crops_and_goes_on(tmp_path):
     assert 'finished before' in madd('train', '--recipe', 'forge', 'run', '--resume', '--device', 'cpu', cwd=tmp_path).stdout
     card = ' '.join((madd('card', 'run', cwd=tmp_path), tmp_path/'run'/'README.md')[1].read_text().split())
     assert 'the endless forge of madd' in card and '| people | 4 |' in card and 'license: unknown' in card
+
+
+def test_a_run_on_crops_goes_on_with_its_crops(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'run').mkdir(); (tmp_path/'run/config.yaml').write_text('epochs: 1\n')
+    assert here('train', 'run', '--resume') == 2
+    assert 'madd train CROPS run --resume' in capsys.readouterr().err

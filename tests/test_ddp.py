@@ -21,6 +21,8 @@ ASKED = dict(model='PlainDetector', where=1., size=64, batch_size=6, forge=dict(
 
 REST = dict(pretrain_epochs=1, epochs=1, freeze=True)
 
+SUMS = dict(batch_size=3, accumulate=2, epochs=1)   # two batches per step, and in every batch one process has twice the share of the other
+
 
 class PickMost:
     "AGDA without dice: every picture is degraded where its strongest map looks"
@@ -115,7 +117,7 @@ def folder(tmp_path_factory): return tmp_path_factory.mktemp('runs')
 
 
 @pytest.fixture(scope='module')
-def singles(root, folder): return trained(root, folder, 1, whole={}, asked=ASKED, rest=REST)
+def singles(root, folder): return trained(root, folder, 1, whole={}, asked=ASKED, rest=REST, sums=SUMS)
 
 
 @pytest.fixture(scope='module')
@@ -123,7 +125,7 @@ def alone(singles): return singles['whole'][0]
 
 
 @pytest.fixture(scope='module')
-def shared(root, folder): return trained(root, folder, 2, whole={}, apart=dict(sync_bn=False, epochs=1), asked=ASKED, rest=REST)
+def shared(root, folder): return trained(root, folder, 2, whole={}, apart=dict(sync_bn=False, epochs=1), asked=ASKED, rest=REST, sums=SUMS)
 
 
 def largest(a, b, part):
@@ -163,4 +165,11 @@ def test_two_processes_whose_backbone_rests_equal_one(singles, shared, folder):
     assert largest(one, two, 'grad') < 1e-5 and largest(one, two, 'state') < 1e-5
     stage = load_file(str(folder/'with2_rest/pretrain/model.safetensors'))
     assert all(torch.equal(v.float(), two[f'state/net.{k}'].float()) for k, v in stage.items() if k.startswith('backbone'))     # a model is read in single precision
+    np.testing.assert_allclose(table.values, table2.values, atol=1e-5)
+
+
+def test_two_processes_that_accumulate_equal_one(singles, shared):
+    (one, table, facts), (two, table2, facts2), (other, _, facts3) = singles['sums'][0], *shared['sums']
+    assert len(facts['sizes']) == len(facts2['sizes']) == len(facts3['sizes']) == 4 and facts['sizes'] == [3, 3, 3, 2]     # 20 crops in steps of 6, and what is left
+    assert largest(one, two, 'grad') < 1e-5 and largest(one, two, 'state') < 1e-5 and largest(two, other, 'state') == 0
     np.testing.assert_allclose(table.values, table2.values, atol=1e-5)

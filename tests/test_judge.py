@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import jsonschema
 
-from madd.core import SCORE_NOTE, house_style
+from madd.core import SCORE_NOTE, house_style, safe_name
 from madd.judge import (Judged, Reader, boxes_at, case_name, face_rows, file_row, is_link, list_files, plain_link, predict_paths,
-                        prediction_page, read_list, safe_name, score_lines, timeline, verdict_schema, write_csv)
+                        prediction_page, read_list, score_lines, timeline, verdict_schema, write_csv)
 from madd.media import BadMedia, read_frames, save_image, video_info, write_video
 from madd.predict import FLAGS, VERDICTS, Detector, FaceLook, FrameLook, JudgeSettings, Person, Verdict
 
@@ -89,7 +89,7 @@ def test_a_link_is_no_request_unless_allowed(tmp_path, monkeypatch):
     assert 'secret' not in (tmp_path/'out'/'predictions.html').read_text() + (tmp_path/'out'/'predictions.csv').read_text()
 
 def test_names_from_strangers():
-    assert safe_name('../../etc/pass wd') == '.._.._etc_pass_wd' and len(safe_name('x'*500 + '.mp4')) == 60 and safe_name('a'*99 + '.mp4').endswith('.mp4')
+    assert safe_name('../../etc/pass wd') == '.._.._etc_pass_wd' and safe_name('..') == '_' and len(safe_name('x'*500 + '.mp4')) == 60 and safe_name('a'*99 + '.mp4').endswith('.mp4')
     assert case_name('/a/x.png') != case_name('/b/x.png') and re.fullmatch(r'[A-Za-z0-9._-]+', case_name('/a/<b>&"\udcff\n.png'))
     assert plain_link('HTTP://u:p@h:8/a?b=@c') == 'HTTP://h:8/a?b=@c' and is_link('HTTPS://h') and not is_link('x/https://h') and not is_link('file://h')
 
