@@ -22,7 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from .core import UserError, atomic_path, progress
 from .faces import MARGIN, Face, FaceDetector, align_face, align_matrix, follow, warp
 from .manifest import CROP_COLUMNS, is_url, load_table, read_manifest, validate, write_manifest
-from .media import BadMedia, even_indices, is_video, read_frames, read_image, save_image, video_info
+from .media import BadMedia, animation_info, even_indices, is_video, read_animation, read_frames, read_image, save_image, video_info
 
 # %% ../nbs/01b_extract.ipynb #060f6fb4
 FACES = ('largest', 'all', 'mask') # which faces of a frame are cut
@@ -49,7 +49,9 @@ def _frames_of(
     n_frames:int|None, # Frames wanted; all when `None`
 ) -> tuple: # Their numbers, and an iterator over those that can be read
     "What there is to cut in one file"
-    if not is_video(path): return [0], iter([(0, 0., read_image(path))])
+    if not is_video(path):
+        rgb, info = read_image(path), animation_info(path)      # a GIF that moves is the clip it is, as for `madd predict`
+        return (even_indices(info.frames, n_frames), read_animation(path, n_frames, info)) if info else ([0], iter([(0, 0., rgb)]))
     info = video_info(path)
     wanted = range(info.frames) if n_frames is None else even_indices(info.frames, n_frames)
     return wanted, read_frames(path, None if n_frames is None else wanted, strict=True, info=info)

@@ -144,8 +144,8 @@ def find_media(
 def files_in(
     folder:Path, # Searched with all its subfolders
 ) -> list:
-    "Every file; hidden ones are left out, and what lies in hidden folders"
-    hidden = lambda p: any(part.startswith('.') for part in p.relative_to(folder).parts)
+    "Every file but hidden ones, what lies in hidden folders, and the notes of Windows about a folder"
+    hidden = lambda p: any(part.startswith('.') for part in p.relative_to(folder).parts) or p.name.lower() in ('thumbs.db', 'desktop.ini')
     return [p for p in folder.rglob('*') if not hidden(p) and p.is_file()]
 
 def _media_in(folder:Path)->list:
