@@ -243,11 +243,12 @@ def slices_of(groups):
 
 
 def left_outs(groups):
-    "kind -> {family: {seed: scores}}, of families that every kind has finished, so that the kinds can be compared"
+    "kind -> {family: {seed: scores}}, of families and seeds that every kind has finished: kinds can be compared, and no family counts twice in a mean"
     left = {kind: {f: by for (k, f, _), by in groups.items() if k == kind and f} for kind in ('madd', 'plain', 'first stage')}
     left = {kind: by for kind, by in left.items() if by}
     both = [f for f in FAMILIES if all(f in by for by in left.values())]
-    return {kind: {f: by[f] for f in both} for kind, by in left.items()}
+    seeds = set.intersection(*(set(by[f]) for by in left.values() for f in both)) if left and both else set()
+    return {kind: {f: {s: by[f][s] for s in sorted(seeds)} for f in both} for kind, by in left.items()} if seeds else {}
 
 
 def lomo_means(groups):

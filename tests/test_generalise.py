@@ -145,6 +145,15 @@ def test_the_plan_trains_nothing_twice(bench):
     assert set(plan['source']) <= every and set(plan['people']) <= set(plan['source'])
 
 
+def test_no_family_counts_twice_in_a_mean(bench):
+    a, b = list(FAMILIES)[:2]
+    groups = {('madd', a, 9): {0: 'a0', 1: 'a1'}, ('madd', b, 9): {0: 'b0'}, ('first stage', a, 9): {0: 'fa0', 1: 'fa1'}, ('first stage', b, 9): {0: 'fb0'}, ('madd', '', 9): {0: 'all'}}
+    assert bench.left_outs(groups) == {'madd': {a: {0: 'a0'}, b: {0: 'b0'}}, 'first stage': {a: {0: 'fa0'}, b: {0: 'fb0'}}}     # the second seed of one family waits for the others
+    groups['madd', b, 9][1] = 'b1'; groups['first stage', b, 9][1] = 'fb1'
+    assert bench.left_outs(groups)['madd'] == {a: {0: 'a0', 1: 'a1'}, b: {0: 'b0', 1: 'b1'}}
+    assert bench.left_outs({('madd', a, 9): {0: 'a0'}, ('madd', b, 9): {1: 'b1'}}) == bench.left_outs({}) == {}
+
+
 def test_every_cell_is_a_configuration(bench):
     class o: faces, settings = 'portraits', bench.SETTINGS
     for c in {c for cells in bench.cells(g.STUDIES, 1, bench.CROWDS).values() for c in cells}:
