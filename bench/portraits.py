@@ -14,7 +14,7 @@ from sklearn.metrics import log_loss
 
 from common import command, cpu, files_of, looks_of, today
 from madd.core import progress, reuse_memory, write_json
-from madd.endless import FAMILIES, Pool, camera, draw_route, forge_one, split_people, travel
+from madd.endless import FAMILIES, Pool, draw_route, forge_scene, split_people, travel
 from madd.generalise import Only, called_fake, gain, mean_auc
 from madd.predict import VERDICTS, VIEWS, Detector
 from madd.sources import face_source
@@ -48,8 +48,9 @@ def pairs(detector, source, names):
     pool, rows = Pool(Only(source, names)), []
     for k in progress(range(PAIRS*len(pool)), desc='pairs'):
         i, rng = k % len(pool), np.random.default_rng([k, 77])
-        real, family = camera(pool.portraits[i], rng, HARD), list(FAMILIES)[(k//len(pool) + i) % len(FAMILIES)]
-        forged, route, seed = forge_one(real, pool.look_alike(i, rng), FAMILIES[family], rng), draw_route(rng, HARD), int(rng.integers(2**31))
+        family = list(FAMILIES)[(k//len(pool) + i) % len(FAMILIES)]
+        real, forged, _ = forge_scene(pool.portraits[i], pool.look_alike(i, rng), rng, (family,), HARD)
+        route, seed = draw_route(rng, HARD), int(rng.integers(2**31))
         for label, rgb in enumerate((real.image, forged.image)):
             rows.append(dict(target=pool.names[i], video=f'{k} {label}', method=family, label=label, views=looks_of(detector.judge_picture(travel(rgb, route, seed)[0]))))
     return pd.DataFrame(rows)

@@ -16,7 +16,7 @@ from madd.calibrate import calibration_of, set_calibration
 from madd.card import write_card
 from madd.core import REAL, UserError, progress, read_json
 from madd.data import index
-from madd.endless import ForgeConfig, split_people
+from madd.endless import FORGE_VERSION, ForgeConfig, split_people
 from madd.evaluate import metrics_table, score_crops, write_results
 from madd.export import fingerprint
 from madd.forge import portrait
@@ -124,7 +124,7 @@ def main():
     scores = measured({'madd-lite': net, 'plain': plain}, people, source, AstronautFaces(a.people[2], seed=1), work)
     table = metrics_table(scores, by='target')
     groups = alarms(net, source, people['test'])
-    about = dict(date=today(), command=command(), hardware=cpu(), threads=torch.get_num_threads(), hours=round(hours, 2), milliseconds_per_face=milliseconds(net),
+    about = dict(date=today(), command=command(), forge=FORGE_VERSION, hardware=cpu(), threads=torch.get_num_threads(), hours=round(hours, 2), milliseconds_per_face=milliseconds(net),
                  data='forged and real clips of people nobody trained on; AUC intervals are over people', over='people', people={k: len(v) for k, v in people.items()},
                  models='madd-lite, and plain: its own backbone after the first stage, an ordinary classifier with less training',
                  fingerprints={'madd-lite': fingerprint(folder)}, history=history, portraits_called_fake=groups.to_dict('records'), training=read_json(work/'run'/'train.json'), environment=read_json(work/'run'/'environment.json'))

@@ -7,8 +7,8 @@ __all__ = ['FORGE_SIZE', 'FACE_SHARE', 'CANON', 'HALF', 'DENSE', 'PARTS', 'OUTLI
            'Portrait', 'Forged', 'portrait', 'thin_plate', 'face_points', 'eye_distance', 'soften', 'face_mask', 'warp',
            'is_grey', 'composite', 'match_colour', 'match_light', 'square_of', 'into_square', 'out_of_square',
            'through_network', 'wave', 'deepfakes', 'faceswap', 'express', 'reenact', 'expression_gap', 'face2face',
-           'uneven_up', 'decode_uneven', 'neural_textures', 'crumple', 'self_blend', 'forge_face', 'animate', 'look',
-           'example']
+           'uneven_up', 'decode_uneven', 'neural_textures', 'crumple', 'self_blend', 'forge_face', 'animate', 'turn',
+           'look', 'example']
 
 # %% ../nbs/02_forge.ipynb #fb4445c1
 from dataclasses import dataclass
@@ -519,13 +519,19 @@ def animate(
     return clip
 
 # %% ../nbs/02_forge.ipynb #fe063842
+def turn(
+    portrait:Portrait, # One face
+) -> float:
+    "Turn of the head: how far the nose is off the middle of the eyes, in the units of `CANON`; to the right of the picture is positive"
+    off = to_crop(portrait.landmarks, similarity(portrait.landmarks, CANON)) - CANON
+    return float(off[2, 0] - off[:2, 0].mean())
+
 def look(
     portrait:Portrait, # One face
 ) -> np.ndarray: # (4,) mean colour of the inner face and turn of the head, in steps an eye would notice
     "What decides who can lend whom a face"
     inside = (face_mask(portrait.landmarks, portrait.image.shape, 'inner') > .5).astype(np.uint8)
-    off = to_crop(portrait.landmarks, similarity(portrait.landmarks, CANON)) - CANON
-    return np.array([*cv2.mean(portrait.image, mask=inside)[:3], 400 * (off[2, 0] - off[:2, 0].mean())]) / 25
+    return np.array([*cv2.mean(portrait.image, mask=inside)[:3], 400 * turn(portrait)]) / 25
 
 # %% ../nbs/02_forge.ipynb #accbd209
 def example(

@@ -202,11 +202,14 @@ def test_the_study_is_killed_and_goes_on(tmp_path, call):
     said, refused = elsewhere(); assert not refused and '1 of 1 trainings are done' in said and read_json(tmp_path/'out.json')['tables'] == record['tables']
 
 
-def test_the_longer_record_can_be_continued_by_its_own_command(bench, tmp_path):
+def test_the_longer_record_can_be_continued_by_its_own_command(bench, tmp_path, monkeypatch):
     from madd.runs import over, read_words
     record = read_json(RECORD.with_name('left_out.json'))
     words = record['command'].split(' --')[0].split()[2:]
     class o: faces, work, out, settings = 'portraits', tmp_path, RECORD.with_name('left_out.json'), over(bench.SETTINGS, read_words(words))
+    monkeypatch.setattr(bench, 'FORGE_VERSION', 99)
+    with pytest.raises(UserError, match='another forge'): bench.recalled(o)               # other pairs: not to be mixed
+    monkeypatch.setattr(bench, 'FORGE_VERSION', record['cells'][0]['forge'])
     assert {f.name for f in bench.recalled(o)} == {c['cell'] for c in record['cells']}   # trained before a configuration knew of `where`
     for word in ('where=1', 'ema=.5'):
         o.settings = over(over(bench.SETTINGS, read_words(words)), read_words([word]))
