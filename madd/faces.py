@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['STRIDES', 'SIZES', 'CENTRE_VARIANCE', 'SIZE_VARIANCE', 'CLOSE_UP', 'CLOSE_FACE', 'SEEN', 'SMALL', 'ENOUGH', 'MARGIN',
            'TEMPLATE', 'anchors', 'decode', 'iou', 'nms', 'Face', 'moved', 'FaceDetector', 'to_crop', 'to_frame',
-           'warp', 'first_face', 'template', 'similarity', 'align_matrix', 'align_face', 'follow', 'extract']
+           'warp', 'check_frame', 'first_face', 'template', 'similarity', 'align_matrix', 'align_face', 'follow',
+           'extract']
 
 # %% ../nbs/01_faces.ipynb #1b844182
 import functools, math
@@ -192,13 +193,18 @@ def sides(self:FaceDetector,
     return [s for s in steps[:-1] if s < longest] + [min(longest, steps[-1])]
 
 # %% ../nbs/01_faces.ipynb #3149a079
+def check_frame(rgb):
+    "Refuse what is no picture in RGB bytes"
+    if not isinstance(rgb, np.ndarray): raise UserError(f'A frame must be a NumPy array of RGB bytes (H, W, 3), not a {type(rgb).__name__}.')
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size: raise UserError(f'A frame must be RGB bytes (H, W, 3), not {rgb.dtype} of shape {rgb.shape}.')
+
 @patch
 def __call__(self:FaceDetector,
     rgb:np.ndarray, # (H, W, 3) bytes
     before:Face|None=None, # A face of the frame before: do not look from so far that it could not be seen
 ) -> list: # `Face`s, largest first; small ones beside a large one may be left out
     "Look from afar, step closer until a face is seen well enough, and confirm every face in a close-up"
-    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3: raise UserError(f'A frame must be RGB bytes (H, W, 3), not {rgb.dtype} of shape {rgb.shape}.')
+    check_frame(rgb)
     longest = max(rgb.shape[:2])
     steps = self.sides(longest)
     for side in [s for s in steps if before is None or before.height*s >= SEEN*longest] or steps[-1:]:
@@ -218,6 +224,7 @@ def everyone(self:FaceDetector,
     rgb:np.ndarray, # (H, W, 3) bytes
 ) -> list: # `Face`s, largest first
     "Every face of a frame, small ones beside large ones too"
+    check_frame(rgb)
     side = max(320, math.ceil(ENOUGH/SMALL*max(rgb.shape[:2])))
     faces = [f for f in (self.refine(rgb, f) for f in self.search(rgb, side)) if f]
     faces = [faces[i] for i in nms(np.stack([f.box for f in faces]), np.array([f.score for f in faces]))] if faces else self(rgb)

@@ -214,10 +214,12 @@ class Reader:
         fork = sys.platform == 'linux'
         way = multiprocessing.get_context('fork' if fork else 'spawn')
         self.pipe, theirs = way.Pipe()
-        self.process = way.Process(target=_obey if fork else importlib.import_module('madd.judge')._obey, args=(theirs, self.pipe), daemon=True)
+        process = way.Process(target=_obey if fork else importlib.import_module('madd.judge')._obey, args=(theirs, self.pipe), daemon=True)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')                          # newer Pythons warn of every fork
-            self.process.start()
+            try: process.start()
+            except AssertionError: raise UserError('Files are opened in a process of their own, which a worker of multiprocessing.Pool must not start: use concurrent.futures.ProcessPoolExecutor.') from None
+        self.process = process
         theirs.close()
     def stop(self):
         "End the process; returns the signal or exit code it died with"

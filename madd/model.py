@@ -74,8 +74,9 @@ class SavedModel(nn.Module, ModelHubMixin):
         if Path(path).is_file(): raise UserError(f'{path} is a file; `save` writes a folder.')
         state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         if half: state |= halved({k: state[k] for k, p in self.named_parameters() if p.ndim >= 2})
-        with atomic_path(Path(path)/'model.safetensors') as tmp: save_file(state, tmp)
-        write_json(Path(path)/'config.json', self.config | (dict(stored='float16') if half else {}))
+        with atomic_path(Path(path)/'config.json') as config:      # what cannot be written fails before the weights of an older model are gone
+            write_json(config, self.config | (dict(stored='float16') if half else {}))
+            with atomic_path(Path(path)/'model.safetensors') as tmp: save_file(state, tmp)
 
 def halved(
     state:dict, # Tensors by name

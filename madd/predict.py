@@ -61,8 +61,8 @@ class JudgeSettings:
 
     def __post_init__(self):
         if not 0 <= self.low < self.high <= 1: raise UserError(f'The thresholds must satisfy 0 <= low < high <= 1, not low = {self.low} and high = {self.high}.')
-        if self.size < 32: raise UserError(f'A crop needs at least 32 pixels a side, not {self.size}.')
-        if self.margin < 0: raise UserError(f'The margin around a face cannot be negative ({self.margin}).')
+        if not float(self.size).is_integer() or not 32 <= self.size <= 4096: raise UserError(f'A crop needs at least 32 pixels a side and at most 4096, a whole number, not {self.size}.')
+        if not 0 <= self.margin < 10: raise UserError(f'The margin around a face cannot be negative, and must be below 10, not {self.margin}.')
 
 # %% ../nbs/14_predict.ipynb #bb1fcdef
 def read_settings(
@@ -70,7 +70,9 @@ def read_settings(
 ) -> JudgeSettings:
     "How a model wants to be used; what it does not say is assumed, and that is said"
     lacking = [k for k in ('size', 'margin') if k not in notes]
-    found = {k: notes[k] for k in ('size', 'margin', 'note') if k in notes} | notes.get('verdict', {})
+    verdict = notes.get('verdict', {})
+    if not isinstance(verdict, dict): raise UserError(f'The notes in config.json hold a verdict that madd does not understand ({str(verdict)[:60]!a}).')
+    found = {k: notes[k] for k in ('size', 'margin', 'note') if k in notes} | verdict
     try: settings = JudgeSettings(**found)
     except TypeError as e: raise UserError(f'The notes in config.json hold something that madd does not understand ({e}).') from None
     if lacking: settings.note = f'{settings.note} This model does not say with which {" and ".join(lacking)} of crop it was trained: the defaults were assumed.'.strip()
@@ -81,6 +83,8 @@ def save_settings(
     **settings,         # Fields of `JudgeSettings` to change; the others keep their value
 ) -> JudgeSettings:
     "Store settings in the notes of `config.json`, beside the weights"
+    known = {f.name for f in fields(JudgeSettings)}
+    if odd := set(settings) - known: raise UserError(f'There is no setting {min(odd)!r}; there are {", ".join(sorted(known))}.')
     path = Path(model_dir)/'config.json'
     config = read_json(path)
     notes, verdict = dict(config.get('notes', {})), ('low', 'high', 'calibrated', 'hold')
@@ -169,6 +173,7 @@ def from_dict(cls:Verdict,
     d:dict, # What `asdict` made; fields of later versions are left out
 ) -> Verdict:
     "The record of a verdict, read back"
+    if not isinstance(d, dict): raise UserError('This is not the record of a verdict.')
     if d.get('format') != VERDICT_FORMAT: raise UserError(f'This verdict has format {d.get("format", 1)}; this madd reads format {VERDICT_FORMAT}. Judge the file again.')
     made = lambda kind, d, **more: kind(**{k: v for k, v in d.items() if k in {f.name for f in fields(kind)}} | more)
     frames = [made(FrameLook, f, faces=[made(FaceLook, a) for a in f['faces']]) for f in d['frames']]
@@ -586,7 +591,7 @@ def judge_frames(self:Detector,
     "Judge frames wherever they come from, and keep none of them"
     s, people = self.settings, People()
     v = Verdict(str(path), notes=[s.note] if s.note else [], seconds=info.seconds if info else None, low=s.low, high=s.high, calibrated=s.calibrated,
-                size=s.size, margin=s.margin, wanted=wanted, runtime=self.engine.runtime, model=self.fingerprint)
+                size=s.size, margin=s.margin, wanted=wanted if wanted is None else int(wanted), runtime=self.engine.runtime, model=self.fingerprint)
     for look in self.stream(_watched(v, frames), people, views):
         v.frames.append(look)
         if seen: seen(look)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import jsonschema
 
-from madd.core import SCORE_NOTE, house_style, safe_name
+from madd.core import SCORE_NOTE, UserError, house_style, safe_name
 from madd.judge import (Judged, Reader, boxes_at, case_name, face_rows, file_row, is_link, list_files, plain_link, predict_paths,
                         prediction_page, read_list, score_lines, timeline, verdict_schema, write_csv)
 from madd.media import BadMedia, read_frames, save_image, video_info, write_video
@@ -341,3 +341,16 @@ def test_a_model_that_is_none_is_said_before_anything_is_written(tmp_path, inbox
     from madd.core import UserError
     with pytest.raises(UserError): predict_paths(inbox, tmp_path/'no model', tmp_path/'out')
     assert not (tmp_path/'out').exists()
+
+
+def _reads(path):
+    "In a worker: what a reader says"
+    reader = Reader()
+    try: reader.read(path, 1)
+    except UserError as e: return str(e)
+    finally: reader.stop()
+
+
+def test_a_worker_of_a_pool_is_told_what_works(tmp_path):
+    import multiprocessing
+    with multiprocessing.get_context('fork').Pool(1) as pool: assert 'ProcessPoolExecutor' in pool.apply(_reads, (str(tmp_path/'a.jpg'),))
