@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from common import today
+from madd.core import normalise
 from madd.model import MADD, PlainDetector, frozen_stats, load
 from madd.released import match_loss
 
@@ -62,9 +63,6 @@ def crops():
     if not CROPS.exists(): return None
     with np.load(CROPS, allow_pickle=False) as f: data, ends, y, split = (f[k] for k in ('files', 'ends', 'y', 'split'))
     return np.stack([picture(data[a:b].tobytes()) for a, b in zip([0, *ends[:-1]], ends)]), y, split
-
-
-def to_input(rgb, device): return torch.from_numpy(np.ascontiguousarray(rgb)).permute(0, 3, 1, 2).to(device).float().div_(127.5).sub_(1)
 
 
 NO_CROPS = dict(note=f'no {CROPS.name}: run --prepare first')
@@ -188,7 +186,7 @@ def variants(a, keep):
     "The four variants and the plain backbone on the forge's data, over seeds; whatever is unfinished when time is up is left out and said"
     if (found := crops()) is None: return NO_CROPS
     (rgb, y, split), device = found, a.device
-    x, y = to_input(rgb, device), torch.from_numpy(y).to(device)
+    x, y = normalise(rgb).to(device), torch.from_numpy(y).to(device)
     if a.quick: x = F.interpolate(x[::6], 64); y, split = y[::6], split[::6]
     train, test = (np.flatnonzero(split == s) for s in ('train', 'test'))
     reals, fakes = (train[y.cpu().numpy()[train] == c] for c in (0, 1))
@@ -227,14 +225,17 @@ def judged(model, x, y, test):
     return out
 
 
-def trials(a):
-    "name -> (network, pictures): the trained one in the box, and the two large ones with statistics of their own input"
-    rng = np.random.default_rng(SEED)
-    found = crops()
+def lite(a):
+    "The trained network in the box, and pictures for it"
+    rng, found = np.random.default_rng(SEED), crops()
     rgb = found[0][rng.permutation(len(found[0]))[:64 if not a.quick else 8]] if found else rng.integers(0, 255, (8, 160, 160, 3)).astype(np.uint8)
-    x = to_input(rgb, a.device)
-    out = {'madd-lite': (load('madd-lite').to(a.device), x)}
-    large = F.interpolate(x[:16], (a.size, a.size), mode='bilinear')
+    return load('madd-lite').to(a.device), normalise(rgb).to(a.device)
+
+
+def trials(a):
+    "name -> (network, pictures): the trained one, and the two large ones with statistics of their own input"
+    model, x = lite(a)
+    out, large = {'madd-lite': (model, x)}, F.interpolate(x[:16], (a.size, a.size), mode='bilinear')
     for recipe in ('paper', 'released'):
         torch.manual_seed(SEED)
         model = MADD(a.backbone, recipe=recipe, pretrained=False).to(a.device)
@@ -278,7 +279,7 @@ def compiled(a, keep):
     "torch.compile against the same network without it: forward of the trained network, and a step of training"
     out = {}
     with torch.no_grad():
-        model, x = trials(a)['madd-lite']
+        model, x = lite(a)
         start = time.perf_counter()
         out['madd-lite'] = apart(torch.compile(model, backend=a.backend)(x), model(x)) | dict(seconds=round(time.perf_counter() - start, 1)); keep(out)
     if a.late(60): return out | dict(note='no time for the step')
@@ -292,13 +293,13 @@ def compiled(a, keep):
 
 
 def learner(a, keep):
-    "The learner of the library for a moment, in every precision: losses stay finite and fall"
+    "The learner of the library for a moment, in every precision: loss and AUC of two epochs; it stops by itself at a loss that is not finite"
     try: from fastai.data.core import DataLoaders, DataLoader
     except ImportError: return dict(note='fastai is not installed here')
     from madd.train import train
     if (found := crops()) is None: return NO_CROPS
     rgb, y, split = found
-    x = to_input(rgb, 'cpu')
+    x = normalise(rgb)
     if a.quick: x = F.interpolate(x, 64)
     pick = lambda s, n: [(x[i], int(y[i])) for i in np.random.default_rng(SEED).permutation(np.flatnonzero(split == s))[:n]]
     sets, out = (pick('train', 64 if a.quick else 512), pick('test', 32 if a.quick else 128)), {}
@@ -314,7 +315,7 @@ def learner(a, keep):
 
 # --- all of it ---
 
-PARTS = dict(speed=speed, variants=variants, time_share=shares, loader=loader, precision=precision, learner=learner, compiled=compiled)   # what takes longest to no use comes last
+PARTS = dict(speed=speed, variants=variants, time_share=shares, loader=loader, precision=precision, learner=learner, compiled=compiled)   # compiling takes long, nobody knows how long, so it comes last
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -475,8 +475,7 @@ def _stress(named, df, root, out, split, batch_size, workers, calibrated=True) -
 def _write_evaluation(output, table, scores, root, settings) -> dict: # What was written: path
     "Scores of every frame, the table, and for every data set the page when there is something to draw"
     import matplotlib; matplotlib.use('Agg')
-    from madd.core import atomic_path
-    from madd.core import safe_name
+    from madd.core import atomic_path, safe_name
     from madd.evaluate import write_results
     from madd.report import write_report
     files, sets = write_results(output, scores, table, settings), sorted(table.dataset.unique())
