@@ -3,7 +3,8 @@
 Every cell is one training on the endless forge (`madd.runs.run`, in a process of its own with one thread), tested on official-layout clips of people nobody trained
 on: those of the training's own source, and people made from another photograph. Cells are kept in --work: a finished one is never repeated, an interrupted one
 goes on, and after every cell the record is written anew. Stop it whenever you like. The scores of finished cells also stand in a folder beside the record (--out without
-its ending), so that a study can be continued on another day and on another machine. Of a training in two stages the first is measured as well. `--model` also measures finished models, by folder or by name (madd-lite)."""
+its ending), so that a study can be continued on another day and on another machine. Of a training in two stages the first is measured as well. `--model` also measures finished models, by folder or by name (madd-lite);
+the model in the box has a record of its own:  python bench/generalise.py --only models --model madd-lite --out bench/results/box.json"""
 import argparse, json, os, shlex, shutil, subprocess, sys, time
 from dataclasses import asdict
 from pathlib import Path
@@ -373,14 +374,15 @@ def work_off(todo, o, finished):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('words', nargs='*', help='other settings, such as epochs=4 forge.pairs=256'); p.add_argument('--faces', default='portraits', help="'portraits', a folder with one portrait per person, or '' for the built-in identities")
-    p.add_argument('--jobs', type=int, default=2); p.add_argument('--seeds', type=int, default=2); p.add_argument('--only', nargs='*', default=[], help=f'these studies; all by default: {", ".join(STUDIES)}')
+    p.add_argument('--jobs', type=int, default=2); p.add_argument('--seeds', type=int, default=2); p.add_argument('--only', nargs='*', default=[], help=f'these studies; all by default: {", ".join(STUDIES)}; or models: train nothing')
     p.add_argument('--kinds', nargs='*', default=['madd', 'plain'], choices=['madd', 'plain'], help='detectors of the study lomo (default: both)')
     p.add_argument('--model', nargs='*', default=[], help='finished models to measure too'); p.add_argument('--tiny', action='store_true', help='a few minutes, to see that it runs')
     p.add_argument('--record', action='store_true', help='train nothing, only write the record of what is finished')
     p.add_argument('--work', type=Path, default=Path('runs/generalise')); p.add_argument('--out', type=Path, default=OUT); p.add_argument('--cell', help=argparse.SUPPRESS)
     o = p.parse_intermixed_args()
     o.words, o.only = [w for w in [*o.words, *o.only] if '=' in w], [w for w in [*o.words, *o.only] if '=' not in w]     # --only lomo epochs=4 means what it says
-    if unknown := [s for s in o.only if s not in STUDIES]: raise UserError(f'There is no study {unknown[0]!r}; choose from {", ".join(STUDIES)}.')
+    if unknown := [s for s in o.only if s not in (*STUDIES, 'models')]: raise UserError(f'There is no study {unknown[0]!r}; choose from {", ".join(STUDIES)}, models.')
+    if o.only == ['models'] and not o.model: raise UserError('Nothing to measure: name a model with --model.')
     o.settings = over(over(SETTINGS, TINY['settings'] if o.tiny else {}), read_words(o.words))
     o.test, o.crowds = TEST | (TINY['test'] if o.tiny else {}), TINY['crowds'] if o.tiny else CROWDS
     if o.cell: return do_cell(tuple(json.loads(o.cell)), o)
@@ -389,9 +391,9 @@ def main():
     back = recalled(o)      # before anything is made
     facts, plan = prepare(o), cells(STUDIES, o.seeds, o.crowds, o.kinds)
     for at in back: copy_cell(at, o.work/'cells'/at.name)
-    crops(o, facts, o.settings['size'], o.settings['forge']['margin'])
+    if o.only != ['models']: crops(o, facts, o.settings['size'], o.settings['forge']['margin'])
     for m in o.model: measure_model(m, o, facts)
-    wanted = dict.fromkeys(c for seed in range(o.seeds) for s in (o.only or plan) for c in plan[s] if c[3] == seed)
+    wanted = dict.fromkeys(c for seed in range(o.seeds) for s in (o.only or plan) for c in plan.get(s, []) if c[3] == seed)
     left = [c for c in wanted if name(c) not in done(o)]
     todo = [] if o.record else left
     print(f'{len(wanted) - len(left)} of {len(wanted)} trainings are done, the test was ready after {time.perf_counter() - start:.0f} s', flush=True)

@@ -333,8 +333,9 @@ def train(
 # %% ../nbs/15_cli.ipynb #bab863b1
 def _train(settings, data, out, device):
     "Run, and say where everything is"
+    from madd.core import find_device
     from madd.runs import run
-    done = run(settings, data, out, device=_device(device))
+    done = run(settings, data, out, device=find_device(device))
     if int(os.environ.get('RANK', 0)): return
     if done.learner is None: say(f'The run in {out} was finished before; nothing was computed.')
     after = f'madd evaluate {out} --data {data}' if data else f'madd predict FILE --model {out}'
@@ -359,22 +360,13 @@ def ablate(
     """
     import matplotlib; matplotlib.use('Agg')
     from madd.ablate import ablate as train_rows, plot_table, summary
-    from madd.core import UserError, atomic_path, house_style
+    from madd.core import UserError, atomic_path, find_device, house_style
     from madd.runs import read_config
     if level not in ('frame', 'video'): raise UserError(f"--level is 'frame' or 'video', not {level!r}.")
     house_style(); out = out or Path('runs')/table
-    lines = summary(train_rows(table, data, out, seeds, read_config(config, set_ or ()), split, _device(device)), level)
+    lines = summary(train_rows(table, data, out, seeds, read_config(config, set_ or ()), split, find_device(device)), level)
     with atomic_path(out/f'{table}_{level}.png') as tmp: plot_table(lines, title=f'{table}, {split} people, {level}s').savefig(tmp, bbox_inches='tight')
     say(lines.round(2).to_string(na_rep='-'), f'Every run: {out/table}.csv. Picture: {out/table}_{level}.png')
-
-# %% ../nbs/15_cli.ipynb #24072fe8
-def _device(name:str|None):
-    "The device by name, or why it cannot be had"
-    import torch
-    from madd.core import UserError, default_device
-    if name is None: return default_device()
-    try: torch.zeros(1, device=name); return torch.device(name)
-    except Exception: raise UserError(f'There is no device {name!r} here; leave --device out, or give cpu.') from None
 
 # %% ../nbs/15_cli.ipynb #8a7331ff
 def _named_models(folders, device):
@@ -410,7 +402,7 @@ def evaluate(
 
     Per manipulation and compression, for frames and videos, with 95 % intervals.
     """
-    from madd.core import UserError, reuse_memory
+    from madd.core import UserError, find_device, reuse_memory
     from madd.evaluate import get_protocol
     from madd.manifest import load_table
     goal = get_protocol(protocol) if protocol else dict(level='video', split=split)
@@ -420,7 +412,7 @@ def evaluate(
     if protocol and calibrate: raise UserError('A protocol measures on foreign data; calibrate on the data the model was trained with, in a call of its own.')
     reuse_memory()
     how = dict(batch_size=batch_size, num_workers=workers, calibrated=not raw)
-    _measure(models, _named_models(models, _device(device)), data, crops, output, goal, protocol, alpha if calibrate else None, stress, how)
+    _measure(models, _named_models(models, find_device(device)), data, crops, output, goal, protocol, alpha if calibrate else None, stress, how)
 
 # %% ../nbs/15_cli.ipynb #eeb0dd79
 def _measure(models, named, data, crops, output, goal, protocol, alpha, stress, how):
@@ -525,7 +517,7 @@ def predict(
     from madd.judge import predict_paths, threshold_note
     house_style(); reuse_memory()
     rows = predict_paths(paths, model, output, n_frames=frames, figures=figures, video=video, allow_download=allow_download, timeout=timeout,
-                         runtime=runtime, batch_size=batch_size, views=views, device=_device(device) if runtime == 'torch' else device)
+                         runtime=runtime, batch_size=batch_size, views=views, device=device)
     say(*map(json_line if json else verdict_line, rows))
     if not any(r['probability'] is not None for r in rows): raise UserError(nothing_judged(rows, output))
     how = next(SimpleNamespace(**{k: r[k] for k in ('low', 'high', 'calibrated')}) for r in rows if r['probability'] is not None)
@@ -549,7 +541,7 @@ def page(
     from madd.core import house_style, reuse_memory
     from madd.predict import Detector
     house_style(); reuse_memory()
-    serve(Detector.load(model, _device(device) if runtime == 'torch' else device, runtime=runtime), port, browser, say)
+    serve(Detector.load(model, device, runtime), port, browser, say)
 
 # %% ../nbs/15_cli.ipynb #bd82937b
 @app.command()

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['REAL', 'FAKE', 'SCORE_NOTE', 'ATTENTION_NOTE', 'STAGES', 'UserError', 'seed_everything', 'default_device',
-           'reuse_memory', 'atomic_path', 'safe_name', 'write_json', 'read_json', 'progress', 'normalise',
-           'denormalise', 'house_style', 'pipeline_strip', 'show_images', 'heat_over', 'show_maps', 'show_flow',
-           'label_forged']
+           'find_device', 'reuse_memory', 'atomic_path', 'safe_name', 'write_json', 'read_json', 'progress',
+           'normalise', 'denormalise', 'house_style', 'pipeline_strip', 'show_images', 'heat_over', 'show_maps',
+           'show_flow', 'label_forged']
 
 # %% ../nbs/00_core.ipynb #7f23006f
 import ctypes, json, os, random, re, sys, threading
@@ -51,6 +51,17 @@ def default_device() -> torch.device: # 'cuda', 'mps' or 'cpu'
     if torch.cuda.is_available(): return torch.device('cuda')
     if torch.backends.mps.is_available(): return torch.device('mps')
     return torch.device('cpu')
+
+# %% ../nbs/00_core.ipynb #device02
+def find_device(
+    name=None, # 'cpu', 'cuda:1', 'mps', a `torch.device`; the fastest one by default
+) -> torch.device:
+    "The device of this name, if there is one"
+    if name is None: return default_device()
+    try: torch.zeros(1, device=name)
+    except Exception: raise UserError(f'There is no device {str(name)!r} here; leave it out, or take cpu.') from None
+    return torch.device(name)
+
 
 # %% ../nbs/00_core.ipynb #41a6c6ee
 def reuse_memory() -> bool: # Whether the allocator took the advice

@@ -312,7 +312,7 @@ def travel(
 
 # %% ../nbs/03a_endless.ipynb #turned01
 TRACES = ('redraw', 'uneven', 'denoise', 'resample', 'sharp', 'grain', 'recode')   # steps that change detail; the others change colour and light
-TURNED = .5                                                                        # share of pairs in which the surroundings bear them
+TURNED = .25                                                                       # share of pairs in which the surroundings bear them
 
 def treat_all(
     p:Portrait, family:Family,
@@ -514,7 +514,7 @@ def endless_dls(
     return dls
 
 # %% ../nbs/03a_endless.ipynb #f1ea613d
-FORGE_VERSION = 2   # raised when the same settings make other pairs: results from before and after must not be mixed
+FORGE_VERSION = 3   # raised when the same settings make other pairs: results from before and after must not be mixed
 
 @dataclass(frozen=True)
 class ForgeConfig:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from . import __version__
-from .core import UserError, atomic_path, default_device, read_json
+from .core import UserError, atomic_path, find_device, read_json
 from .model import DEFAULT, INPUT, WEIGHTS, is_bundled, load, model_folder, own_folder
 from .recipes import check_whole
 from .sources import AstronautFaces
@@ -101,7 +101,7 @@ class TorchEngine(Engine):
         device=None,        # Where to compute; the fastest device by default
         fingerprint:str='', # Of its folder
     ):
-        self.device = torch.device(device) if device is not None else default_device()
+        self.device = find_device(device)
         self.model, self.fingerprint, self.notes = model, fingerprint, getattr(model, 'notes', {})
         self.net = CropsIn(model).to(self.device)
 
@@ -363,10 +363,12 @@ def export(
 
 # %% ../nbs/12c_export.ipynb #9af104c7
 def take_along(folder:Path, out:Path):
-    "The weights beside a graph of a model that came with the package, so that `out` is a model folder too"
-    for name in ('model.safetensors', 'config.json'):
-        if not (out/'config.json').exists():
-            with atomic_path(out/name) as part: shutil.copyfile(folder/name, part)
+    "Everything beside a graph of a model that came with the package, so that `out` is a model folder too: weights, settings, card, where it comes from, under which licence"
+    if (out/'config.json').exists(): return
+    for file in sorted(folder.iterdir(), key=lambda f: f.name == 'config.json'):   # last: with it the folder is whole
+        if file.is_file() and not (out/file.name).exists():
+            with atomic_path(out/file.name) as part: shutil.copyfile(file, part)
+
 
 # %% ../nbs/12c_export.ipynb #de016414
 def output_files(

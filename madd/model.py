@@ -29,7 +29,7 @@ from fastcore.basics import patch, store_attr
 
 # %% ../nbs/10_model.ipynb #0e8e810c
 from . import __version__
-from .core import UserError, atomic_path, read_json, write_json
+from .core import UserError, atomic_path, find_device, read_json, write_json
 from .backbone import answers, check_batch, create_backbone
 from .released import guess_architecture, place, read_checkpoint
 from .recipes import ONE_MAP, RECIPES, LinearHead, Recipe, PARTS, FusionHead, check_chances, check_whole, get_recipe, part
@@ -263,7 +263,7 @@ def load(
     problems = differences(model.state_dict(), state)
     if problems: raise UserError(f'The weights in {path} do not fit their config.json: {"; ".join(problems)}.')
     model.load_state_dict(state)
-    return model.to(device).eval()
+    return model.to(find_device(device)).eval()
 
 # %% ../nbs/10_model.ipynb #3d257f2e
 WEIGHTS = Path(madd.__file__).resolve().parent/'weights'   # a folder per model that comes with the package
@@ -407,13 +407,22 @@ def convert(
 
 # %% ../nbs/10_model.ipynb #0eec75e0
 @patch
-def _save_pretrained(self:SavedModel, save_directory): self.save(save_directory)   # what `push_to_hub` and `save_pretrained` call
+def _save_pretrained(self:SavedModel, save_directory):
+    "What `push_to_hub` and `save_pretrained` call"
+    from madd.card import write_card   # a later lesson
+    self.save(save_directory)
+    if not (Path(save_directory)/'README.md').exists(): write_card(save_directory)
 
 @patch(cls_method=True)
-def _from_pretrained(cls:SavedModel, *, model_id, **kwargs):
-    "What `from_pretrained` calls: a folder, or a name on the hub"
-    how = {k: kwargs[k] for k in ('revision', 'token', 'cache_dir', 'force_download', 'local_files_only') if kwargs.get(k)}
-    here = not how or Path(model_id).is_dir() or is_bundled(model_id)
-    model = load(model_id if here else hub_folder(model_id, **how))
-    if not isinstance(model, cls): raise UserError(f'{model_id} holds a {type(model).__name__}, not a {cls.__name__}; use `madd.model.load`.')
+def from_pretrained(cls:SavedModel,
+    pretrained_model_name_or_path, # As for `load`
+    **how, # For the hub: revision, token, cache_dir, force_download, local_files_only
+) -> SavedModel: # In eval mode
+    "`load`, for a model of this class"
+    path, known = pretrained_model_name_or_path, ('revision', 'token', 'cache_dir', 'force_download', 'local_files_only')
+    if odd := set(how) - set(known): raise UserError(f'from_pretrained knows no {min(odd)!r}; it takes {", ".join(known)}.')
+    how = {k: v for k, v in how.items() if v}
+    model = load(path if not how or Path(path).is_dir() or is_bundled(path) else hub_folder(str(path), **how))
+    if not isinstance(model, cls): raise UserError(f'{path} holds a {type(model).__name__}, not a {cls.__name__}; use `madd.model.load`.')
     return model
+

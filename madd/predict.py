@@ -8,11 +8,11 @@ __all__ = ['VERDICTS', 'VERDICT_FORMAT', 'FLAGS', 'LIMITS', 'HOLDING', 'NARROWES
            'read_settings', 'save_settings', 'FaceLook', 'FrameLook', 'Person', 'Verdict', 'open_file', 'file_frames',
            'crop_scores', 'face_square', 'enlargement', 'outside', 'turning', 'softness', 'blockiness', 'quality_flags',
            'scene', 'is_cut', 'People', 'view_crops', 'Detector', 'unjudged', 'person_name', 'file_verdict',
-           'who_counts', 'loud_looks', 'doubt', 'judge_person', 'summarise', 'shown_looks', 'frame_picture',
-           'draw_scores', 'headline']
+           'who_counts', 'loud_looks', 'doubt', 'judge_person', 'summarise', 'held_if_damaged', 'shown_looks',
+           'frame_picture', 'draw_scores', 'headline']
 
 # %% ../nbs/14_predict.ipynb #1f6adbc9
-import itertools, json, textwrap, warnings
+import contextlib, itertools, json, textwrap, warnings
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -31,7 +31,7 @@ from .evaluate import fake_probability, model_calibration
 from .export import TorchEngine, load_engine
 from .extract import Tracker
 from .faces import MARGIN, FaceDetector, align_face, align_matrix, moved, similarity, to_crop, to_frame
-from .media import BadMedia, animation_info, clip_inside, is_image, is_video, read_animation, read_frames, read_image, video_info
+from .media import DAMAGED, BadMedia, animation_info, clip_inside, is_image, is_video, picture_doubt, read_animation, read_frames, read_image, video_info
 from .model import DEFAULT
 
 # %% ../nbs/14_predict.ipynb #b86f8a7e
@@ -183,25 +183,33 @@ def from_dict(cls:Verdict,
 def open_file(
     path:str|Path,     # A picture or a clip
     n_frames:int|None, # Frames wanted of a clip, evenly spaced; all when `None`
+    say=warnings.warn, # Gets a sentence when the file turns out to be damaged
 ) -> tuple: # its `VideoInfo` (`None` for a picture) and an iterator of `(index, seconds, rgb)`
     "What a file holds and the frames to judge; raises `BadMedia` with the reason"
     def clip():
         info = video_info(path)
-        return info, read_frames(path, n_frames, info=info)
+        return info, read_frames(path, n_frames, info=info, say=say)
     if is_video(path): return clip()
     try:
         rgb, info = read_image(path), animation_info(path)
-        return (info, read_animation(path, n_frames, info)) if info else (None, iter([(0, 0., rgb)]))
+        return (info, read_animation(path, n_frames, info, say)) if info else (None, _still(path, rgb, say))
     except BadMedia:
         if not Path(path).is_file() or not Path(path).stat().st_size or is_image(path) and not clip_inside(path): raise
     try: return clip()
     except BadMedia: raise BadMedia(path, 'it is neither a picture nor a clip in any known format') from None
 
+def _still(path, rgb, say):
+    "A picture, then a second opinion on the data it came from"
+    yield 0, 0., rgb
+    del rgb
+    with contextlib.suppress(Exception):   # an opinion that cannot be had is none
+        if picture_doubt(path): say(f'{path} {DAMAGED}')
+
 def file_frames(
-    path:str|Path, n_frames:int|None, # As in `open_file`
+    path:str|Path, n_frames:int|None, say=warnings.warn, # As in `open_file`
 ): # Iterator of `(index, seconds, rgb)`
     "Only the frames"
-    yield from open_file(path, n_frames)[1]
+    yield from open_file(path, n_frames, say)[1]
 
 # %% ../nbs/14_predict.ipynb #b436a17a
 def crop_scores(
@@ -559,16 +567,14 @@ def _company(v, judged):
             f'More people, more false alarms: if one real person in 20 is called fake, {len(judged)} real people give an alarm in {1 - .95**len(judged):.0%} of the files.']
 
 # %% ../nbs/14_predict.ipynb #3a22d126
-def _watched(v:Verdict, frames):
+def _watched(v:Verdict, frames, said):
     "Pass frames on; whatever the reader complains about becomes a reason or a note"
     frames, frame = iter(frames), None
     while True:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter('always')
-            try: frame = next(frames, None)
-            except BadMedia as e: v.reason, frame = e.reason, None
-            except (OSError, MemoryError) as e: v.reason, frame = f'the system could not read it ({getattr(e, "strerror", None) or "not enough memory"})', None
-        v.notes += ['The file' + str(w.message).removeprefix(v.path) for w in caught if str(w.message).startswith(f'{v.path} ')]
+        try: frame = next(frames, None)
+        except BadMedia as e: v.reason, frame = e.reason, None
+        except (OSError, MemoryError) as e: v.reason, frame = f'the system could not read it ({getattr(e, "strerror", None) or "not enough memory"})', None
+        while said: v.notes.append('The file' + said.pop(0).removeprefix(v.path))
         if frame is None: return
         v.height, v.width = frame[2].shape[:2]
         yield frame
@@ -579,6 +585,15 @@ def _failing(e):
     raise e
     yield
 
+def held_if_damaged(
+    v:Verdict, # Changed in place
+) -> Verdict:
+    "What a decoder made up is no evidence"
+    if v.verdict in ('likely real', 'likely fake') and any(n.endswith(DAMAGED) for n in v.notes):
+        v.verdict = 'uncertain'; v.notes.append('The file is held at uncertain for that reason.')
+    return v
+
+
 # %% ../nbs/14_predict.ipynb #a721c10f
 @patch
 def judge_frames(self:Detector,
@@ -587,31 +602,33 @@ def judge_frames(self:Detector,
     wanted:int|None=None, info=None, # Frames that were asked for; `VideoInfo` of a clip
     seen=None, # Called with every `FrameLook` as soon as it is finished
     views:int=1, # How often every face is cut; see `judge_picture`
+    said=None, # List into which whoever reads the frames puts a sentence when the file is damaged, beginning with its name
 ) -> Verdict:
     "Judge frames wherever they come from, and keep none of them"
     s, people = self.settings, People()
     v = Verdict(str(path), notes=[s.note] if s.note else [], seconds=info.seconds if info else None, low=s.low, high=s.high, calibrated=s.calibrated,
                 size=s.size, margin=s.margin, wanted=wanted if wanted is None else int(wanted), runtime=self.engine.runtime, model=self.fingerprint)
-    for look in self.stream(_watched(v, frames), people, views):
+    for look in self.stream(_watched(v, frames, [] if said is None else said), people, views):
         v.frames.append(look)
         if seen: seen(look)
     if v.frames: v.kind = 'clip' if info or len(v.frames) > 1 or is_video(path) else 'picture'
     if people.cuts: v.notes.append(f'The scene changes {people.cuts} time{"s"*(people.cuts > 1)} between the judged frames; whoever is seen before and after counts as two people.')
-    return summarise(v, s.hold)
+    return held_if_damaged(summarise(v, s.hold))
 
 # %% ../nbs/14_predict.ipynb #b0ac8910
 @patch
 def predict(self:Detector,
     path:str|Path,        # A picture or a clip
     n_frames:int|None=16, # Frames of a clip, evenly spaced, both ends included; all when `None`
-    frames=None, info=None, seen=None, # As in `judge_frames`: for a caller who has opened the file
+    frames=None, info=None, seen=None, said=None, # As in `judge_frames`: for a caller who has opened the file
 ) -> Verdict:
     "Judge one file; a file that cannot be judged gets a reason instead of a number"
     if n_frames is not None and n_frames < 1: raise UserError(f'At least 1 frame must be wanted, not {n_frames}.')
     if frames is None:
-        try: info, frames = open_file(path, n_frames)
+        said = []
+        try: info, frames = open_file(path, n_frames, said.append)
         except (BadMedia, OSError, MemoryError) as e: frames = _failing(e)
-    return self.judge_frames(frames, path, n_frames, info, seen, 1 if info or is_video(path) else self.views)
+    return self.judge_frames(frames, path, n_frames, info, seen, 1 if info or is_video(path) else self.views, said)
 
 @patch
 def judge_picture(self:Detector,
@@ -727,15 +744,15 @@ def figure(self:Detector,
     return fig
 
 # %% ../nbs/14_predict.ipynb #339631f4
+def _unheard(sentence): "The same complaints as when the file was judged"
+
 def _again(v:Verdict, wanted, frames=None):
     "Some frames of a verdict once more; none when they cannot be read"
-    frames = frames if frames is not None else file_frames(v.path, v.wanted) if v.frames else ()
+    frames = frames if frames is not None else file_frames(v.path, v.wanted, _unheard) if v.frames else ()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            for i, _, rgb in frames:
-                if i in wanted: yield i, rgb
-                if i >= max(wanted, default=-1): return
+        for i, _, rgb in frames:
+            if i in wanted: yield i, rgb
+            if i >= max(wanted, default=-1): return
     except (UserError, OSError): return
 
 def _draw_row(fig, grid, r, look, track, pictures, clip, several):

@@ -175,6 +175,10 @@ def call(bench, monkeypatch, capsys):
     return one
 
 
+def test_models_alone_are_measured_only_when_there_is_one(call):
+    assert 'name a model' in call('--only', 'models')[1] and "no study 'model'" in call('--only', 'model')[1]
+
+
 def test_the_study_is_killed_and_goes_on(tmp_path, call):
     words = lambda work: ['--faces', '', '--tiny', '--jobs', '1', '--seeds', '1', '--work', str(tmp_path/work), '--out', str(tmp_path/'out.json'), '--only', 'people']
     p = subprocess.Popen([sys.executable, 'bench/generalise.py', *words('work')], cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -217,7 +221,7 @@ def test_the_longer_record_can_be_continued_by_its_own_command(bench, tmp_path, 
 
 
 @pytest.mark.skipif(not RECORD.exists(), reason='the study has not been recorded yet')
-@pytest.mark.parametrize('name', ['generalise', 'left_out', 'left_out_long', 'left_out_plain', 'where', 'crossed'])
+@pytest.mark.parametrize('name', ['generalise', 'left_out', 'left_out_long', 'left_out_plain', 'where', 'crossed', 'box'])
 def test_every_number_of_the_record_lies_in_its_interval(name):
     path = RECORD.with_name(f'{name}.json')
     record = read_json(path)
@@ -241,7 +245,7 @@ def test_the_first_stage_stands_beside_the_whole_training():
             assert row['families'] == 5 and row['trainings'] == len(clips) and g.mean_auc([UNITS['video'](c) for c in clips], n=2).value == pytest.approx(row['auc'], abs=1e-4)
 
 
-@pytest.mark.parametrize('name', ['left_out', 'neural'])
+@pytest.mark.parametrize('name', ['box', 'neural'])
 def test_what_is_said_of_the_model_in_the_box_was_measured_with_these_weights(name):
     from madd.export import fingerprint
     assert read_json(RECORD.with_name(f'{name}.json'))['models']['madd-lite'] == fingerprint('madd-lite'), f'measure madd-lite again: bench/results/{name}.json holds the command'

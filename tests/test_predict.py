@@ -1,12 +1,13 @@
 """One file in, one verdict out: people, flags, memory, engines. The lesson is nbs/14_predict.ipynb; here is what would make it long."""
 import gc, json, tracemalloc, warnings, weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2, numpy as np, pytest
 from skimage.data import astronaut, coffee
 
 from madd.core import UserError
 from madd.faces import MARGIN, TEMPLATE, Face, FaceDetector, align_face
-from madd.media import BadMedia, VideoInfo, save_image, write_video
+from madd.media import DAMAGED, BadMedia, VideoInfo, save_image, write_video
 from madd.predict import (FEW, FLAGS, HOLDING, LIMITS, MEASURES, NARROWEST, PEOPLE, VERDICTS, VERDICT_FORMAT, Detector, FaceLook, FrameLook, JudgeSettings,
                           People, Person, Verdict, crop_scores, file_verdict, is_cut, judge_person, open_file, person_name, quality_flags, scene, shown_looks, summarise)
 
@@ -326,11 +327,12 @@ def test_a_caller_may_bring_the_frames(tmp_path):
     assert (v.path, v.kind, v.seconds, len(v.frames)) == ('nowhere.mp4', 'clip', .6, 3)
     fig = d.figure(v, frames=((i, i/5, picture(seed=i)) for i in range(3)))
     assert len(fig.axes) > 5
+    said = []
     def broken():
         yield 0, 0., picture()
-        warnings.warn('nowhere.mp4 is cut short')
+        said.append('nowhere.mp4 is cut short')
         raise BadMedia('nowhere.mp4', 'the rest is gone')
-    v = d.predict('nowhere.mp4', 3, frames=broken())
+    v = d.predict('nowhere.mp4', 3, frames=broken(), said=said)
     assert v.probability is not None and v.reason == '' and {'The file is cut short', 'Reading stopped early: the rest is gone.'} <= set(v.notes)
     def refused():
         raise BadMedia('nowhere.mp4', 'the file is empty')
@@ -347,6 +349,17 @@ def test_warnings_of_others_stay_warnings():
     class Loud(Brightness):
         def __call__(self, crops): warnings.warn('loud engine'); return super().__call__(crops)
     with pytest.warns(UserWarning, match='loud engine'): judge([picture()], [[face_at(100)]], Loud())
+
+
+def test_files_judged_in_threads_keep_their_own_notes_and_leave_the_warnings_alone(tmp_path):
+    sound = save_image(tmp_path/'sound.jpg', picture(180, seed=1)).read_bytes()
+    middle, names = len(sound)//2, [f'{"hurt" if k % 2 else "sound"}{k}.jpg' for k in range(16)]
+    for name in names: (tmp_path/name).write_bytes(sound[:middle] + b'\xff\0'*60 + sound[middle + 120:] if name.startswith('hurt') else sound)
+    d, before = Detector(Brightness(), faces=lambda rgb: [face_at(100)]), list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool: verdicts = list(pool.map(lambda n: d.predict(tmp_path/n), names*4))
+    assert warnings.filters == before
+    for name, v in zip(names*4, verdicts): assert sum(DAMAGED in n for n in v.notes) == name.startswith('hurt') and v.probability > v.high
+    assert {v.verdict for v in verdicts if 'hurt' in v.path} == {U} and {v.verdict for v in verdicts if 'sound' in v.path} == {F}
 
 
 def test_figures_of_nobody_of_one_and_of_many():
