@@ -1,0 +1,67 @@
+"""What is honest about bench/shortcuts.py: an edit happens where it says, and a detector that sees nothing finds nothing."""
+import sys
+from pathlib import Path
+
+import numpy as np, pandas as pd, pytest
+
+from madd.core import read_json
+from madd.forge import eye_distance, face_mask, portrait
+from madd.sources import AstronautFaces
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT/'bench/results/shortcuts.json'
+
+
+@pytest.fixture(scope='module')
+def bench():
+    sys.path.insert(0, str(ROOT/'bench'))
+    import shortcuts
+    yield shortcuts
+    sys.path.remove(str(ROOT/'bench'))
+
+
+@pytest.fixture(scope='module')
+def shot(): return portrait(AstronautFaces(n=1)[0][1])
+
+
+def test_an_edit_happens_where_it_says(bench, shot):
+    mask = face_mask(shot.landmarks, shot.image.shape, 'face')
+    far = int(eye_distance(shot.landmarks)/2)
+    inside = mask > .99
+    outside = np.ones_like(inside); ys, xs = np.nonzero(mask > .01)
+    outside[max(ys.min() - far, 0):ys.max() + far, max(xs.min() - far, 0):xs.max() + far] = False
+    moved = {e: np.abs(bench.edited(shot, e, np.random.default_rng(0)).astype(int) - shot.image).mean(-1) for e in bench.EDITS}
+    assert not moved['nothing'].any()
+    for e, (_, where) in bench.EDITS.items():
+        if e == 'nothing': continue
+        assert (moved[e][inside].mean() > .3) == (where != 'around'), e
+        assert (moved[e][outside].mean() > .3) == (where != 'face'), e
+    assert bench.edited(shot, 'face darker', np.random.default_rng(0))[inside].mean() < shot.image[inside].mean() < bench.edited(shot, 'face lighter', np.random.default_rng(0))[inside].mean()
+
+
+def test_who_is_called_and_who_is_told_apart(bench):
+    people = [f'p{k}' for k in range(12)]
+    blind = pd.DataFrame([dict(target=p, video=str(k), edit=e, prob=.1 + k/100) for e in ('nothing', 'face softer') for k, p in enumerate(people)])
+    same, soft = bench.edit_rows(blind, .8)
+    assert (same['edit'], soft['edit']) == ('nothing', 'face softer') and soft['auc'] == pytest.approx(.5) and soft['called'] == 0 and soft['pictures'] == 12
+    sees = blind.assign(prob=np.where(blind.edit == 'nothing', .1, .9))
+    assert [(r['called'], r['share'], pytest.approx(r['auc'])) for r in bench.edit_rows(sees, .8)] == [(0, 0, .5), (12, 1, 1.)]
+    pairs = pd.DataFrame([dict(target=p, video=f'{k} {y}', label=y, method='Deepfakes', traces=t, prob=.9 if y and t == 'on the forgery' else .1) for t in ('around it', 'on the forgery') for k, p in enumerate(people) for y in (0, 1)])
+    pairs['video'] = pairs.traces + pairs.video
+    assert {r['traces']: (r['pairs'], pytest.approx(r['auc'])) for r in bench.trace_rows(pairs)} == {'both': (24, .75), 'around it': (12, .5), 'on the forgery': (12, 1.)}
+
+
+def test_models_are_named_on_the_command_line(bench):
+    assert [bench.named(w) for w in ('madd-lite', 'old=runs/old', 'a=b=c')] == [('madd-lite', 'madd-lite'), ('old', 'runs/old'), ('a=b', 'c')]
+
+
+@pytest.mark.skipif(not RECORD.exists(), reason='not recorded yet')
+def test_the_record_holds_every_question_of_every_model(bench):
+    from madd.export import fingerprint
+    record = read_json(RECORD)
+    assert not any(w in RECORD.read_text() for w in ('/tmp', '/home/', '/work')) and {'date', 'command', 'hardware', 'people', 'data', 'lost'} <= set(record)
+    assert fingerprint('madd-lite') in {m['fingerprint'] for m in record['models']}, 'measure madd-lite again: the record holds the command'
+    for m in record['models']:
+        assert [r['edit'] for r in m['edits']] == list(bench.EDITS) and {r['traces'] for r in m['forgeries']} == {'both', 'around it', 'on the forgery'}
+        for r in [*m['edits'], *m['forgeries']]: assert r['auc_lo'] <= r['auc'] <= r['auc_hi']
+        assert sum(r['pairs'] for r in m['forgeries'] if r['traces'] != 'both') == next(r['pairs'] for r in m['forgeries'] if r['traces'] == 'both')
