@@ -1,0 +1,40 @@
+"""What is each version of the endless forge worth?  python bench/versions.py version1=madd-lite version2=runs/weights2/madd-lite version3=runs/weights3/madd-lite
+
+Puts the results of finished trainings side by side that `bench/weights.py` made with the same recipe on different versions of the forge (`FORGE_VERSION`, 03a_endless), on the same clips of the same people.
+What the three say to pictures nobody forged, and to forgeries whose traces lie elsewhere, is measured by bench/shortcuts.py; what they say to faces a network has drawn, by bench/neural.py."""
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from common import command, today
+from madd.core import UserError, read_json, write_json
+from madd.model import model_folder
+from madd.runs import read_config
+
+KEYS = ('level', 'dataset', 'compression', 'method', 'auc', 'lo', 'hi')
+
+
+def known(word):
+    "What a folder of bench/weights.py says about its training, with its AUC of videos; and the settings of that training"
+    name, _, folder = word.rpartition('=')
+    r = read_json(model_folder(folder)/'results.json')
+    a = r['about']
+    rows = [{k: x[k] for k in KEYS} for x in r['rows'] if x['model'] == 'madd-lite' and x['level'] == 'video' and x['auc'] is not None]
+    return dict(name=name or folder, forge=a.get('forge', 1), fingerprint=a['fingerprints']['madd-lite'], date=a['date'], hours=a['hours'], hardware=a['hardware'], threads=a['threads'], people=a['people'],
+                portraits_called_fake=next(g for g in a['portraits_called_fake'] if g['group'] == 'all'), history=a['history'], rows=rows), read_config(model_folder(folder)/'config.yaml')
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('models', nargs='+', help='name=folder'); p.add_argument('--out', type=Path, default=Path('bench/results/forge_versions.json'))
+    a = p.parse_args()
+    models, configs = zip(*(known(w) for w in a.models))
+    if any(c != configs[0] for c in configs): raise UserError('These were trained with different settings, not only on different versions of the forge.')
+    if len({m['forge'] for m in models}) < len(models): raise UserError('Two of these were trained on the same version of the forge.')
+    write_json(a.out, dict(date=today(), command=command(), data='forged and real clips of people nobody trained on (bench/weights.py); one training each, intervals over people', models=list(models)))
+    table = pd.DataFrame([dict(r, version=m['forge']) for m in models for r in m['rows'] if r['method'] == 'all'])
+    print(table.pivot(index=['dataset', 'compression'], columns='version', values='auc').round(3).to_string())
+
+
+if __name__ == '__main__': main()
