@@ -39,3 +39,23 @@ def looks_of(verdict):
     "What `madd predict` saw in a file: one number per look at the largest face of a clip, or per cut of that of a picture, in order of time"
     seen = [f.faces[0] for f in verdict.frames if f.faces]
     return [p for a in seen if a.probability is not None for p in a.views or [a.probability]]
+
+
+def named(word):
+    "(name, folder) of a model on the command line: a name, a folder, or name=folder"
+    from pathlib import Path
+    name, _, folder = word.rpartition('=')
+    return name or Path(folder).name, folder
+
+
+def scenes(pool, each, seed, hard, desc):
+    "Pictures of a real person and of their forgery by the endless forge, travelled alike; `each` scenes per person, every family in turn: (number, person, facts, [real, forged])"
+    import numpy as np
+    from madd.core import progress
+    from madd.endless import FAMILIES, draw_route, forge_scene, travel
+    for k in progress(range(each*len(pool)), desc=desc):
+        i, rng = k % len(pool), np.random.default_rng([k, seed])
+        family = list(FAMILIES)[(k//len(pool) + i) % len(FAMILIES)]
+        real, forged, facts = forge_scene(pool.portraits[i], pool.look_alike(i, rng), rng, (family,), hard)
+        route, at = draw_route(rng, hard), int(rng.integers(2**31))
+        yield k, pool.names[i], facts, [travel(rgb, route, at)[0] for rgb in (real.image, forged.image)]

@@ -11,13 +11,14 @@ from pathlib import Path
 import cv2, numpy as np, pandas as pd, torch
 from torch.utils.data import ConcatDataset
 
-from common import apart, command, cpu, sized, today
+from common import apart, command, cpu, named, sized, today
 from madd.core import UserError, label_forged, read_json, reuse_memory, write_json
 from madd.endless import Pool, split_people
-from madd.evaluate import metrics_table, score_crops
+from madd.evaluate import UNITS, metrics_table, score_crops
 from madd.export import fingerprint
+from madd.forge import METHODS
 from madd.forge_set import clip_path, forge_set
-from madd.generalise import Only, test_clips
+from madd.generalise import Only, gain, test_clips
 from madd.media import read_frames, save_image
 from madd.model import model_folder
 from madd.neural import NEURAL, drawing_loss, load_swap, neural_clips, save_swap, squares, train_swap
@@ -68,10 +69,22 @@ def picture(root, kind, to, n=8):
     save_image(to, cv2.resize(np.hstack(rows), None, fx=.6, fy=.6, interpolation=cv2.INTER_AREA), quality=85)
 
 
+def gains(scores):
+    "Every model against the first, on the same videos: each method, and the five known ones together"
+    first, *others = scores
+    videos = {name: UNITS['video'](t) for name, t in scores.items()}
+    for name in others:
+        for (what, crf), g in videos[name].groupby(['dataset', 'compression']):
+            same = videos[first][(videos[first].dataset == what) & (videos[first].compression == crf)]
+            for method, kinds in {'the known five': METHODS, **{m: [m] for m in (*METHODS, *NEURAL)}}.items():
+                d = gain(*([t[(t.label == 0) | t.method.isin(list(kinds))]] for t in (g, same)))
+                yield dict(model=name, against=first, dataset=what, compression=crf, method=method, value=round(d.value, 4), lo=round(d.lo, 4), hi=round(d.hi, 4))
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--faces', default='portraits', help="'portraits' (fetched by `madd portraits`), or a folder with the same files")
-    p.add_argument('--model', nargs='*', default=['madd-lite'], help='finished models, by folder or name; name=folder gives a row another name')
+    p.add_argument('--model', nargs='*', default=['madd-lite'], help='finished models, by folder or name; name=folder gives a row another name; the others are compared with the first')
     p.add_argument('--people', type=int, nargs=3, default=PEOPLE, metavar=('VAL', 'TEST', 'STRANGERS'), help='as the detectors were trained: people who validated, people kept for the end; and built-in identities (default: %(default)s)')
     p.add_argument('--crfs', type=int, nargs='+', default=CRFS, help='compressions (default: %(default)s)')
     p.add_argument('--frames', type=int, default=4, help='of every clip (default: %(default)s)')
@@ -84,7 +97,7 @@ def main():
     reuse_memory()
     portraits = face_source(o.faces)
     tested = sets(o, portraits)
-    models = {name or Path(where).name: where for name, _, where in (spec.rpartition('=') for spec in o.model)}
+    models = dict(map(named, o.model))
     if len(models) < len(o.model): raise UserError('Two models have the same name: give them as name=folder.')
     nets = {name: sized(where) for name, where in models.items()}      # before anything long
     net, number, facts = examiner(o, ConcatDataset([portraits, tested[STRANGERS][0]]))
@@ -95,10 +108,11 @@ def main():
         for name, model in nets.items():
             crops, at = test_clips(names, source, work, model.notes['size'], model.notes['margin'], o.frames, tuple(o.crfs))
             scores[name].append(apart(score_crops(model, crops, at), what))
-    table = metrics_table({k: pd.concat(v, ignore_index=True) for k, v in scores.items()}, by='target')
+    scores = {k: pd.concat(v, ignore_index=True) for k, v in scores.items()}
+    table = metrics_table(scores, by='target')
     rows = table[table.method != 'all'][['model', 'level', 'dataset', 'compression', 'method', 'auc', 'lo', 'hi', 'videos']]
     write_json(o.out, dict(date=today(), command=command(), hardware=cpu(), threads=torch.get_num_threads(), examiner=facts, frames=o.frames, people={k: len(n) for k, (_, n) in tested.items()}, models={k: fingerprint(model_folder(v)) for k, v in models.items()},
-               data='clips of people no detector was trained on; AUC intervals are over people; the other five methods are the ones the detectors know', rows=[{k: round(v, 4) if isinstance(v, float) else v for k, v in r.items()} for r in rows.to_dict('records')]))
+               data='clips of people no detector was trained on; AUC intervals are over people; the other five methods are the ones the detectors know', rows=[{k: round(v, 4) if isinstance(v, float) else v for k, v in r.items()} for r in rows.to_dict('records')], gains=list(gains(scores))))
     if o.picture: picture(o.work/STRANGERS.replace(' ', '_')/'data', f'c{min(o.crfs)}', o.picture)   # only people who do not exist are shown
     print(rows[rows.method.isin(list(NEURAL))].round(3).to_string(index=False))
 

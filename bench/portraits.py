@@ -12,9 +12,9 @@ import numpy as np, pandas as pd, torch
 from PIL import Image
 from sklearn.metrics import log_loss
 
-from common import command, cpu, files_of, looks_of, today
+from common import command, cpu, files_of, looks_of, scenes, today
 from madd.core import progress, reuse_memory, write_json
-from madd.endless import FAMILIES, Pool, draw_route, forge_scene, split_people, travel
+from madd.endless import Pool, split_people
 from madd.generalise import Only, called_fake, gain, mean_auc
 from madd.predict import VERDICTS, VIEWS, Detector
 from madd.sources import face_source
@@ -45,15 +45,8 @@ def counts(rows, first):
 
 def pairs(detector, source, names):
     "One row per picture: real ones and their forgeries, travelled alike"
-    pool, rows = Pool(Only(source, names)), []
-    for k in progress(range(PAIRS*len(pool)), desc='pairs'):
-        i, rng = k % len(pool), np.random.default_rng([k, 77])
-        family = list(FAMILIES)[(k//len(pool) + i) % len(FAMILIES)]
-        real, forged, _ = forge_scene(pool.portraits[i], pool.look_alike(i, rng), rng, (family,), HARD)
-        route, seed = draw_route(rng, HARD), int(rng.integers(2**31))
-        for label, rgb in enumerate((real.image, forged.image)):
-            rows.append(dict(target=pool.names[i], video=f'{k} {label}', method=family, label=label, views=looks_of(detector.judge_picture(travel(rgb, route, seed)[0]))))
-    return pd.DataFrame(rows)
+    made = scenes(Pool(Only(source, names)), PAIRS, 77, HARD, 'pairs')
+    return pd.DataFrame([dict(target=who, video=f'{k} {label}', method=facts['method'], label=label, views=looks_of(detector.judge_picture(rgb))) for k, who, facts, pictures in made for label, rgb in enumerate(pictures)])
 
 
 def by_views(rows, made, low, high):

@@ -5,19 +5,19 @@ asked on people it has never seen, with every variant of a picture sent along th
 
 - Real pictures, changed in an honest way (`EDITS`): all of it softened, the face alone as a beauty filter does, everything but the face as a portrait mode
   does, the face lit otherwise. None is a forgery in the sense of this project, and none should look more like one than the picture as it was.
-- Forged pictures of the endless forge, once with the traces of processing on the forged part, once with the same traces on all of the real picture around it.
+- Forged pictures of the endless forge, some with the traces of processing on the forged part, the others with them on all of the real picture around it.
 
-A model may be a name or a folder; several are judged on the same pictures. `name=folder` gives it another name in the record."""
+A model may be a name or a folder; several are judged on the same pictures, and the others compared with the first. `name=folder` gives it another name in the record."""
 import argparse
 from pathlib import Path
 
 import cv2, numpy as np, pandas as pd, torch
 
-from common import command, cpu, today
+from common import command, cpu, named, scenes, today
 from madd.core import progress, read_json, reuse_memory, write_json
-from madd.endless import FAMILIES, FORGE_VERSION, Pool, camera, draw_route, forge_scene, split_people, travel
+from madd.endless import FORGE_VERSION, Pool, camera, draw_route, split_people, travel
 from madd.forge import eye_distance, face_mask, soften
-from madd.generalise import Only, mean_auc
+from madd.generalise import Only, gain, mean_auc
 from madd.model import model_folder
 from madd.predict import Detector
 from madd.sources import face_source
@@ -62,14 +62,18 @@ def honest(pool, detectors):
 
 def forged(pool, detectors):
     "One row per picture and model: real pictures and their forgeries, travelled alike"
-    for k in progress(range(SCENES*len(pool)), desc='forgeries'):
-        i, rng = k % len(pool), np.random.default_rng([k, 43])
-        family = list(FAMILIES)[(k//len(pool) + i) % len(FAMILIES)]
-        real, fake, facts = forge_scene(pool.portraits[i], pool.look_alike(i, rng), rng, (family,), HARD)
-        route, seed = draw_route(rng, HARD), int(rng.integers(2**31))
-        for label, rgb in enumerate((real.image, fake.image)):
-            for model, p in judge(detectors, travel(rgb, route, seed)[0]).items():
-                yield dict(model=model, target=pool.names[i], video=f'{k} {label}', method=family, label=label, traces='around it' if facts['turned'] else 'on the forgery', prob=p)
+    for k, who, facts, pictures in scenes(pool, SCENES, 43, HARD, 'forgeries'):
+        for label, rgb in enumerate(pictures):
+            for model, p in judge(detectors, rgb).items():
+                yield dict(model=model, target=who, video=f'{k} {label}', method=facts['method'], label=label, traces='around it' if facts['turned'] else 'on the forgery', prob=p)
+
+
+def share(called, people, n=500):
+    "Share of pictures that are called fake, with an interval: people are drawn again, with all their pictures"
+    by = called.groupby(people).agg(['sum', 'size']).to_numpy()
+    drawn = by[np.random.default_rng(0).integers(len(by), size=(n, len(by)))].sum(1)      # (n, 2)
+    lo, hi = np.percentile(drawn[:, 0]/drawn[:, 1], (2.5, 97.5))
+    return dict(called=int(called.sum()), share=float(called.mean()), share_lo=float(lo), share_hi=float(hi))
 
 
 def edit_rows(t, high):
@@ -78,20 +82,15 @@ def edit_rows(t, high):
     for edit, g in t.groupby('edit', sort=False):
         both = pd.concat([first.assign(label=0), g.assign(label=1)]).assign(video=lambda d: d.video + ' ' + d.label.astype(str))
         auc = mean_auc([both])
-        yield dict(edit=edit, pictures=len(g), called=int((g.prob >= high).sum()), share=float((g.prob >= high).mean()), median=float(g.prob.median()), auc=auc.value, auc_lo=auc.lo, auc_hi=auc.hi)
+        yield dict(edit=edit, pictures=len(g), **share(g.prob >= high, g.target), median=float(g.prob.median()), auc=auc.value, auc_lo=auc.lo, auc_hi=auc.hi)
 
 
-def trace_rows(t):
-    "Of one model: how well forgeries are told from their originals, by where the traces are"
+def trace_rows(t, first):
+    "Of one model: how well forgeries are told from their originals, by where the traces are; and the difference to the first model, on the same people"
     for traces, g in [('both', t), *t.groupby('traces')]:
-        auc = mean_auc([g])
-        yield dict(traces=traces, pairs=int(g.label.sum()), auc=auc.value, auc_lo=auc.lo, auc_hi=auc.hi)
-
-
-def named(word):
-    "(name, folder) of a model on the command line"
-    name, _, folder = word.rpartition('=')
-    return (name or folder, folder)
+        control = first if traces == 'both' else first[first.traces == traces]
+        auc, more = mean_auc([g]), gain([g], [control])
+        yield dict(traces=traces, pairs=int(g.label.sum()), auc=auc.value, auc_lo=auc.lo, auc_hi=auc.hi, gain=more.value, gain_lo=more.lo, gain_hi=more.hi)
 
 
 def main():
@@ -106,11 +105,10 @@ def main():
     pool = Pool(Only(source, split_people([source[i][0] for i in range(len(source))], 0)['test'][:a.people]))
     edits, pairs = (pd.DataFrame(make(pool, detectors)) for make in (honest, forged))
     lost = {what: int(t.prob.isna().sum()) for what, t in (('edits', edits), ('forgeries', pairs))}
-    models = []
-    for name, d in detectors.items():
-        mine, about = (t[(t.model == name) & t.prob.notna()] for t in (edits, pairs)), read_json(model_folder(folders[name])/'results.json')['about']
-        e, f = mine
-        models.append(dict(model=name, fingerprint=d.fingerprint, forge=about.get('forge', 1), high=d.settings.high, edits=list(edit_rows(e, d.settings.high)), forgeries=list(trace_rows(f))))
+    of = {name: [t[(t.model == name) & t.prob.notna()] for t in (edits, pairs)] for name in detectors}
+    about = {name: read_json(model_folder(folder)/'results.json')['about'] for name, folder in folders.items()}
+    models = [dict(model=name, fingerprint=d.fingerprint, forge=about[name].get('forge', 1), high=d.settings.high,
+                   edits=list(edit_rows(of[name][0], d.settings.high)), forgeries=list(trace_rows(of[name][1], of[next(iter(of))][1]))) for name, d in detectors.items()]
     write_json(a.out, dict(date=today(), command=command(), hardware=cpu(), threads=1, forge=FORGE_VERSION, people=len(pool), scenes=SCENES, hard=HARD, lost=lost,
                            data='portraits of people nobody trained on, public domain; pictures by the endless forge; one cut per face; intervals over people', models=models))
     for m in models: print(m['model'], m['fingerprint'], pd.DataFrame(m['edits']).round(3).to_string(index=False), pd.DataFrame(m['forgeries']).round(3).to_string(index=False), sep='\n')

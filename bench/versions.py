@@ -1,13 +1,13 @@
 """What is each version of the endless forge worth?  python bench/versions.py version1=madd-lite version2=runs/weights2/madd-lite version3=runs/weights3/madd-lite
 
 Puts the results of finished trainings side by side that `bench/weights.py` made with the same recipe on different versions of the forge (`FORGE_VERSION`, 03a_endless), on the same clips of the same people.
-What the three say to pictures nobody forged, and to forgeries whose traces lie elsewhere, is measured by bench/shortcuts.py; what they say to faces a network has drawn, by bench/neural.py."""
+What they say to pictures nobody forged, and to forgeries whose traces lie elsewhere, is measured by bench/shortcuts.py; and bench/neural.py judges them on clips that were forged by formulas and by a network, and compares them person by person."""
 import argparse
 from pathlib import Path
 
 import pandas as pd
 
-from common import command, today
+from common import command, named, today
 from madd.core import UserError, read_json, write_json
 from madd.model import model_folder
 from madd.runs import read_config
@@ -17,11 +17,12 @@ KEYS = ('level', 'dataset', 'compression', 'method', 'auc', 'lo', 'hi')
 
 def known(word):
     "What a folder of bench/weights.py says about its training, with its AUC of videos; and the settings of that training"
-    name, _, folder = word.rpartition('=')
+    name, folder = named(word)
     r = read_json(model_folder(folder)/'results.json')
-    a = r['about']
+    a, notes = r['about'], read_json(model_folder(folder)/'config.json')['notes']
     rows = [{k: x[k] for k in KEYS} for x in r['rows'] if x['model'] == 'madd-lite' and x['level'] == 'video' and x['auc'] is not None]
-    return dict(name=name or folder, forge=a.get('forge', 1), fingerprint=a['fingerprints']['madd-lite'], date=a['date'], hours=a['hours'], hardware=a['hardware'], threads=a['threads'], people=a['people'],
+    return dict(name=name, forge=a.get('forge', 1), fingerprint=a['fingerprints']['madd-lite'], date=a['date'], hours=a['hours'], hardware=a['hardware'], threads=a['threads'], people=a['people'],
+                validation_auc=next(v['auc'] for v in notes['calibration']['validation'] if (v['level'], v['step']) == ('video', 'raw')),   # files of the people whom calibration saw
                 portraits_called_fake=next(g for g in a['portraits_called_fake'] if g['group'] == 'all'), history=a['history'], rows=rows), read_config(model_folder(folder)/'config.yaml')
 
 

@@ -375,7 +375,7 @@ def _named_models(folders, device):
     from madd.model import PlainDetector, load
     models = {}
     for d in dict.fromkeys(folders):
-        model = load(d).to(device)
+        model = load(d, device)
         name = 'plain' if isinstance(model, PlainDetector) else Path(d).resolve().name
         if name in models or name == 'plain' and not isinstance(model, PlainDetector): name = str(d)
         if name in models: raise UserError(f'Two models would be called {name!r}: rename a folder, or give its whole path.')

@@ -62,7 +62,6 @@ def find_device(
     except Exception: raise UserError(f'There is no device {str(name)!r} here; leave it out, or take cpu.') from None
     return torch.device(name)
 
-
 # %% ../nbs/00_core.ipynb #41a6c6ee
 def reuse_memory() -> bool: # Whether the allocator took the advice
     "Let the C allocator keep large buffers between batches: a faster CPU for a little memory"

@@ -369,7 +369,6 @@ def take_along(folder:Path, out:Path):
         if file.is_file() and not (out/file.name).exists():
             with atomic_path(out/file.name) as part: shutil.copyfile(file, part)
 
-
 # %% ../nbs/12c_export.ipynb #de016414
 def output_files(
     out:Path,   # What the user asked for: a folder, or a file

@@ -31,7 +31,7 @@ from .core import SCORE_NOTE, UserError, atomic_path, progress, read_json, safe_
 from .extract import memory_limit
 from .media import DAMAGED, BadMedia, VideoInfo, files_in, find_media, is_image, is_video, quiet, read_image, write_video
 from .model import DEFAULT
-from .predict import FLAGS, VERDICTS, VERDICT_FORMAT, VIEWS, Detector, FaceLook, FrameLook, Person, Verdict, open_file, verdict_word
+from .predict import FLAGS, VERDICTS, VERDICT_FORMAT, VIEWS, Detector, FaceLook, FrameLook, Person, Verdict, open_file, unheard, verdict_word
 from .report import STYLE, Picture, _embedded, render
 
 # %% ../nbs/14b_judge.ipynb #f9531810
@@ -108,7 +108,6 @@ def _libjpeg_objects(path)->bool:
         finally: os.dup2(keep, 2); os.close(keep)
         said.seek(0)
         return b'JPEG data' in said.read()
-
 
 # %% ../nbs/14b_judge.ipynb #585a76d2
 class _OnTheWeb(urllib.request.HTTPRedirectHandler):
@@ -415,17 +414,16 @@ def _drawings(detector, row, case, reader, limit, figures, video) -> bool: # Whe
         file = case.with_suffix(suffix)
         if row[key] and not file.is_file(): row[key] = ''
         if not wanted or not v.frames or row[key]: continue
-        with quiet():                                              # the same complaints as when it was judged
-            try: draw(detector, v, file, reader, limit); row[key] = file.name; drawn = True
-            except BadMedia: continue                              # it could be read a moment ago
-            except (UserError, OSError): raise
-            except Exception as e: row['notes'] = row['notes'] + [f'The {key} could not be drawn ({type(e).__name__}).']
+        try: draw(detector, v, file, reader, limit); row[key] = file.name; drawn = True
+        except BadMedia: continue                                  # it could be read a moment ago
+        except (UserError, OSError): raise
+        except Exception as e: row['notes'] = row['notes'] + [f'The {key} could not be drawn ({type(e).__name__}).']
     return drawn
 
 # %% ../nbs/14b_judge.ipynb #700aa2dc
 def draw_figure(detector, v:Verdict, file:Path, reader:Reader, seconds:float):
     "What was judged, as a picture"
-    figure = detector.figure(v, frames=reader.read(v.path, v.wanted, seconds)[1])
+    figure = detector.figure(v, frames=reader.read(v.path, v.wanted, seconds, unheard)[1])
     with quiet(), atomic_path(file) as tmp: figure.savefig(tmp, bbox_inches='tight')   # quiet about a name in letters the font does not have
 
 # %% ../nbs/14b_judge.ipynb #789b6a06
@@ -556,7 +554,7 @@ def annotated(
 def draw_clip(detector, v:Verdict, file:Path, reader:Reader, seconds:float):
     "The annotated clip of a verdict, H.264, without sound"
     fps = _rate(v)
-    write_video(file, annotated(v, reader.read(v.path, None, seconds)[1], fps), fps=fps, preset='veryfast')
+    write_video(file, annotated(v, reader.read(v.path, None, seconds, unheard)[1], fps), fps=fps, preset='veryfast')
 
 def _rate(v:Verdict)->float:
     "Frames per second, on average over the judged part of a clip"

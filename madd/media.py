@@ -112,7 +112,6 @@ class _Quiet:
 _QUIET = _Quiet()
 def quiet(): return _QUIET   # one for all
 
-
 # %% ../nbs/00a_media.ipynb #0c95fa13
 def read_image(
     path:str|Path,              # Any picture file
@@ -127,7 +126,6 @@ def read_image(
             return _to_rgb(_upright(im))
     except BadMedia: raise
     except Exception as e: raise BadMedia(path, _image_reason(e, max_pixels)) from None
-
 
 # %% ../nbs/00a_media.ipynb #1eeaac64
 def save_image(
@@ -167,7 +165,6 @@ def _ffmpeg_objects(path)->bool:
     except av.error.InvalidDataError: return True
     except Exception: pass                  # a kind of JPEG that FFmpeg does not know
     return False
-
 
 # %% ../nbs/00a_media.ipynb #17128578
 def find_media(

@@ -11,7 +11,7 @@ __all__ = ['INPUT', 'Analysis', 'FORMAT', 'MODELS', 'WEIGHTS', 'DEFAULT', 'atten
 # %% ../nbs/10_model.ipynb #0cd9fee4
 import hashlib, re
 from collections import namedtuple
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -411,7 +411,7 @@ def _save_pretrained(self:SavedModel, save_directory):
     "What `push_to_hub` and `save_pretrained` call"
     from madd.card import write_card   # a later lesson
     self.save(save_directory)
-    if not (Path(save_directory)/'README.md').exists(): write_card(save_directory)
+    with suppress(UserError): write_card(save_directory)   # a README written by hand is kept
 
 @patch(cls_method=True)
 def from_pretrained(cls:SavedModel,
@@ -425,4 +425,3 @@ def from_pretrained(cls:SavedModel,
     model = load(path if not how or Path(path).is_dir() or is_bundled(path) else hub_folder(str(path), **how))
     if not isinstance(model, cls): raise UserError(f'{path} holds a {type(model).__name__}, not a {cls.__name__}; use `madd.model.load`.')
     return model
-

@@ -9,7 +9,7 @@ __all__ = ['VERDICTS', 'VERDICT_FORMAT', 'FLAGS', 'LIMITS', 'HOLDING', 'NARROWES
            'crop_scores', 'face_square', 'enlargement', 'outside', 'turning', 'softness', 'blockiness', 'quality_flags',
            'scene', 'is_cut', 'People', 'view_crops', 'Detector', 'unjudged', 'person_name', 'file_verdict',
            'who_counts', 'loud_looks', 'doubt', 'judge_person', 'summarise', 'held_if_damaged', 'shown_looks',
-           'frame_picture', 'draw_scores', 'headline']
+           'frame_picture', 'draw_scores', 'unheard', 'headline']
 
 # %% ../nbs/14_predict.ipynb #1f6adbc9
 import contextlib, itertools, json, textwrap, warnings
@@ -593,7 +593,6 @@ def held_if_damaged(
         v.verdict = 'uncertain'; v.notes.append('The file is held at uncertain for that reason.')
     return v
 
-
 # %% ../nbs/14_predict.ipynb #a721c10f
 @patch
 def judge_frames(self:Detector,
@@ -744,11 +743,11 @@ def figure(self:Detector,
     return fig
 
 # %% ../nbs/14_predict.ipynb #339631f4
-def _unheard(sentence): "The same complaints as when the file was judged"
+def unheard(sentence): "The same complaints as when the file was judged"
 
 def _again(v:Verdict, wanted, frames=None):
     "Some frames of a verdict once more; none when they cannot be read"
-    frames = frames if frames is not None else file_frames(v.path, v.wanted, _unheard) if v.frames else ()
+    frames = frames if frames is not None else file_frames(v.path, v.wanted, unheard) if v.frames else ()
     try:
         for i, _, rgb in frames:
             if i in wanted: yield i, rgb

@@ -26,6 +26,9 @@ def test_it_judges_on_both_sources(tmp_path):
     assert record['examiner']['people'] == 16 and record['people'] == {'forge of portraits': 6, 'forge of built-in identities': 6} and len(record['models']['madd-lite']) == 12
     assert abs(read_image(tmp_path/'examples.jpg').shape[0] - (1 + len(NEURAL))*.6*256) < 2
     assert all(len(list((tmp_path/'work').rglob(f'{m}/c23/videos/*.mp4'))) == 2*6 for m in NEURAL) and read_json(tmp_path/'work'/'swap'/'config.json')['people'] == 16
+    assert record['gains'] == [] and go('--model', 'a=madd-lite', 'b=madd-lite').returncode == 0
+    gains = read_json(tmp_path/'neural.json')['gains']               # a model against itself, on every slice
+    assert len(gains) == 2*(1 + len(METHODS) + len(NEURAL)) and all(r['value'] == r['lo'] == r['hi'] == 0 and (r['model'], r['against']) == ('b', 'a') for r in gains)
     other = go('--steps', '3'); assert other.returncode and 'steps was 2 and is now 3' in other.stderr and 'Traceback' not in other.stderr
 
 

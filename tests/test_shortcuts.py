@@ -48,11 +48,37 @@ def test_who_is_called_and_who_is_told_apart(bench):
     assert [(r['called'], r['share'], pytest.approx(r['auc'])) for r in bench.edit_rows(sees, .8)] == [(0, 0, .5), (12, 1, 1.)]
     pairs = pd.DataFrame([dict(target=p, video=f'{k} {y}', label=y, method='Deepfakes', traces=t, prob=.9 if y and t == 'on the forgery' else .1) for t in ('around it', 'on the forgery') for k, p in enumerate(people) for y in (0, 1)])
     pairs['video'] = pairs.traces + pairs.video
-    assert {r['traces']: (r['pairs'], pytest.approx(r['auc'])) for r in bench.trace_rows(pairs)} == {'both': (24, .75), 'around it': (12, .5), 'on the forgery': (12, 1.)}
+    assert {r['traces']: (r['pairs'], pytest.approx(r['auc'])) for r in bench.trace_rows(pairs, pairs)} == {'both': (24, .75), 'around it': (12, .5), 'on the forgery': (12, 1.)}
+    assert all(r['gain'] == r['gain_lo'] == r['gain_hi'] == 0 for r in bench.trace_rows(pairs, pairs))                                   # a model against itself
+    blind = pairs.assign(prob=.1)
+    assert {r['traces']: pytest.approx(r['gain']) for r in bench.trace_rows(pairs, blind)} == {'both': .25, 'around it': 0, 'on the forgery': .5}
+
+
+def test_the_interval_of_a_share_is_over_people(bench):
+    people = pd.Series(np.repeat(range(20), 5))
+    own, mixed = people < 5, pd.Series(np.tile([1, 0, 0, 0], 25)).astype(bool)      # a quarter either way: five people always, or everybody sometimes
+    wide, narrow = bench.share(own, people), bench.share(mixed, people)
+    assert wide['share'] == narrow['share'] == .25 and wide['called'] == narrow['called'] == 25
+    assert wide['share_lo'] < .12 and wide['share_hi'] > .38 and narrow['share_hi'] - narrow['share_lo'] < .1 and narrow['share_lo'] < .25 < narrow['share_hi']
 
 
 def test_models_are_named_on_the_command_line(bench):
-    assert [bench.named(w) for w in ('madd-lite', 'old=runs/old', 'a=b=c')] == [('madd-lite', 'madd-lite'), ('old', 'runs/old'), ('a=b', 'c')]
+    assert [bench.named(w) for w in ('madd-lite', 'runs/mine', 'old=runs/old', 'a=b=c')] == [('madd-lite', 'madd-lite'), ('mine', 'runs/mine'), ('old', 'runs/old'), ('a=b', 'c')]
+
+
+def test_versions_are_compared_only_when_nothing_else_differs(bench, tmp_path, monkeypatch):
+    import shutil, versions
+    from madd.core import UserError, write_json
+    from madd.model import model_folder
+    def call(*words): monkeypatch.setattr(sys, 'argv', ['bench/versions.py', *words, '--out', str(tmp_path/'out.json')]); versions.main()
+    with pytest.raises(UserError, match='the same version'): call('a=madd-lite', 'b=madd-lite')
+    shutil.copytree(model_folder('madd-lite'), tmp_path/'next')
+    r = read_json(tmp_path/'next'/'results.json'); r['about']['forge'] = 99; write_json(tmp_path/'next'/'results.json', r)
+    call('a=madd-lite', f'b={tmp_path/"next"}')
+    a, b = read_json(tmp_path/'out.json')['models']
+    assert (a['name'], b['name'], b['forge']) == ('a', 'b', 99) and a['rows'] == b['rows'] and len(a['rows']) == 2*2*6
+    yaml = tmp_path/'next'/'config.yaml'; yaml.write_text(yaml.read_text().replace('pairs: 2000', 'pairs: 1000'))
+    with pytest.raises(UserError, match='different settings'): call('a=madd-lite', f'b={tmp_path/"next"}')
 
 
 @pytest.mark.skipif(not RECORD.exists(), reason='not recorded yet')
@@ -64,4 +90,5 @@ def test_the_record_holds_every_question_of_every_model(bench):
     for m in record['models']:
         assert [r['edit'] for r in m['edits']] == list(bench.EDITS) and {r['traces'] for r in m['forgeries']} == {'both', 'around it', 'on the forgery'}
         for r in [*m['edits'], *m['forgeries']]: assert r['auc_lo'] <= r['auc'] <= r['auc_hi']
+        for r in m['edits']: assert r['share_lo'] <= r['share'] <= r['share_hi']
         assert sum(r['pairs'] for r in m['forgeries'] if r['traces'] != 'both') == next(r['pairs'] for r in m['forgeries'] if r['traces'] == 'both')
