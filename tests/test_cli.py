@@ -112,7 +112,7 @@ def test_models_of_one_name_are_told_apart(monkeypatch, tmp_path):
     class Net(torch.nn.Module): pass
     class Control(model.PlainDetector):
         def __init__(self): torch.nn.Module.__init__(self)
-    monkeypatch.setattr(model, 'load', lambda d: Control() if 'control' in d else Net())
+    monkeypatch.setattr(model, 'load', lambda d, device='cpu': Control() if 'control' in d else Net())
     named = lambda *folders: list(cli._named_models(folders, 'cpu'))
     assert named('a', 'a', 'b') == ['a', 'b']                                    # the same folder twice is one model
     assert named('x/a', 'y/a', 'control') == ['a', 'y/a', 'plain']
