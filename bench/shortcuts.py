@@ -3,8 +3,9 @@
 A forged face is often softer than the picture around it, so a detector may learn "soft face, sharp hair" and nothing about forgeries. Two questions, both
 asked on people it has never seen, with every variant of a picture sent along the same route:
 
-- Real pictures, changed in an honest way (`EDITS`): all of it softened, the face alone as a beauty filter does, everything but the face as a portrait mode
-  does, the face lit otherwise. None is a forgery in the sense of this project, and none should look more like one than the picture as it was.
+- Real pictures, changed in an honest way (`EDITS`): all of it softened, the face alone, everything but the face; skin smoothed and edges kept, as a beauty filter
+  does; the background softened and head and shoulders kept, as the portrait mode of a telephone does; the face lit otherwise. None is a forgery in the sense of this
+  project, and none should look more like one than the picture as it was.
 - Forged pictures of the endless forge, some with the traces of processing on the forged part, the others with them on all of the real picture around it.
 
 A model may be a name or a folder; several are judged on the same pictures, and the others compared with the first. `name=folder` gives it another name in the record."""
@@ -22,25 +23,43 @@ from madd.model import model_folder
 from madd.predict import Detector
 from madd.sources import face_source
 
-SCENES, HARD = 6, .5   # per person; how hard cameras and routes are
+SCENES, HARD, TURNED = 6, .5, .25   # per person; how hard cameras and routes are; share of forgeries with the traces around them
 
 
 def _soft(image, unit, rng): return cv2.GaussianBlur(image, (0, 0), rng.uniform(.015, .04)*unit)   # unit: eye distance, pixels
+def _smooth(image, unit, rng): return cv2.bilateralFilter(image, -1, rng.uniform(20, 40), rng.uniform(.04, .08)*unit)   # pores and wrinkles gone, edges kept
 def _light(by): return lambda image, unit, rng: image*np.float32(by)
 
 EDITS = {   # name: (what happens, where)
     'nothing': (None, 'all'), 'everything softer': (_soft, 'all'), 'face softer': (_soft, 'face'), 'all but the face softer': (_soft, 'around'),
-    'face darker': (_light(.88), 'face'), 'face lighter': (_light(1.12), 'face')}
+    'skin smoothed': (_smooth, 'skin'), 'background softer': (_soft, 'background'), 'face darker': (_light(.88), 'face'), 'face lighter': (_light(1.12), 'face')}
+
+
+def person(landmarks, shape):
+    "Head with hair, neck and shoulders: the face grown by an eye distance, and what widens below it"
+    unit, mask = eye_distance(landmarks), face_mask(landmarks, shape, 'face')
+    head = cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2*round(unit) + 1,)*2))
+    (x, y), low, h = landmarks[3:].mean(0), head.copy(), shape[0]
+    body = np.float32([[x - .8*unit, y], [x + .8*unit, y], [x + .8*unit + 2*(h - y), h], [x - .8*unit - 2*(h - y), h]])
+    cv2.fillConvexPoly(low, np.round(body).astype(np.int32), 1.)
+    return low
+
+
+def place(where, landmarks, shape):
+    "(H, W) float32 in [0, 1]: where an edit happens, with a soft edge"
+    unit, of = eye_distance(landmarks), lambda region: face_mask(landmarks, shape, region)
+    mask = dict(all=lambda: np.ones(shape[:2], np.float32), face=lambda: of('face'), around=lambda: of('face'), background=lambda: person(landmarks, shape),
+                skin=lambda: of('face')*(1 - of('eyes'))*(1 - of('mouth')))[where]()
+    if where != 'all': mask = soften(mask, .1*unit)
+    return 1 - mask if where in ('around', 'background') else mask
 
 
 def edited(shot, edit, rng):
     "A real picture after one honest edit"
     how, where = EDITS[edit]
     if how is None: return shot.image
-    image, unit = shot.image.astype(np.float32), eye_distance(shot.landmarks)
-    mask = np.ones(image.shape[:2], np.float32) if where == 'all' else soften(face_mask(shot.landmarks, image.shape, 'face'), .1*unit)
-    mask = (1 - mask if where == 'around' else mask)[..., None]
-    return np.clip(np.rint(mask*how(image, unit, rng) + (1 - mask)*image), 0, 255).astype(np.uint8)
+    image, mask = shot.image.astype(np.float32), place(where, shot.landmarks, shot.image.shape)[..., None]
+    return np.clip(np.rint(mask*how(image, eye_distance(shot.landmarks), rng) + (1 - mask)*image), 0, 255).astype(np.uint8)
 
 
 def judge(detectors, rgb):
@@ -62,7 +81,7 @@ def honest(pool, detectors):
 
 def forged(pool, detectors):
     "One row per picture and model: real pictures and their forgeries, travelled alike"
-    for k, who, facts, pictures in scenes(pool, SCENES, 43, HARD, 'forgeries'):
+    for k, who, facts, pictures in scenes(pool, SCENES, 43, HARD, 'forgeries', TURNED):
         for label, rgb in enumerate(pictures):
             for model, p in judge(detectors, rgb).items():
                 yield dict(model=model, target=who, video=f'{k} {label}', method=facts['method'], label=label, traces='around it' if facts['turned'] else 'on the forgery', prob=p)
