@@ -59,3 +59,18 @@ def scenes(pool, each, seed, hard, desc, turned=0.):
         real, forged, facts = forge_scene(pool.portraits[i], pool.look_alike(i, rng), rng, (family,), hard, turned=turned)
         route, at = draw_route(rng, hard), int(rng.integers(2**31))
         yield k, pool.names[i], facts, [travel(rgb, route, at)[0] for rgb in (real.image, forged.image)]
+
+
+def gains(scores):
+    "Every model against the first, on the same videos: the five methods that detectors of the forge know together, and each method there is"
+    from madd.evaluate import UNITS
+    from madd.forge import METHODS
+    from madd.generalise import gain
+    first, *others = scores
+    videos = {name: UNITS['video'](t) for name, t in scores.items()}
+    for name in others:
+        for (what, crf), g in videos[name].groupby(['dataset', 'compression']):
+            same = videos[first][(videos[first].dataset == what) & (videos[first].compression == crf)]
+            for method, kinds in {'the known five': METHODS, **{m: [m] for m in g.method[g.label == 1].unique()}}.items():
+                d = gain(*([t[(t.label == 0) | t.method.isin(list(kinds))]] for t in (g, same)))
+                yield dict(model=name, against=first, dataset=what, compression=crf, method=method, value=round(d.value, 4), lo=round(d.lo, 4), hi=round(d.hi, 4))

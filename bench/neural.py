@@ -11,14 +11,13 @@ from pathlib import Path
 import cv2, numpy as np, pandas as pd, torch
 from torch.utils.data import ConcatDataset
 
-from common import apart, command, cpu, named, sized, today
+from common import apart, command, cpu, gains, named, sized, today
 from madd.core import UserError, label_forged, read_json, reuse_memory, write_json
 from madd.endless import Pool, split_people
-from madd.evaluate import UNITS, metrics_table, score_crops
+from madd.evaluate import metrics_table, score_crops
 from madd.export import fingerprint
-from madd.forge import METHODS
 from madd.forge_set import clip_path, forge_set
-from madd.generalise import Only, gain, test_clips
+from madd.generalise import Only, test_clips
 from madd.media import read_frames, save_image
 from madd.model import model_folder
 from madd.neural import NEURAL, drawing_loss, load_swap, neural_clips, save_swap, squares, train_swap
@@ -67,18 +66,6 @@ def picture(root, kind, to, n=8):
     names = sorted(f.stem for f in (root/clip_path('NeuralSwap', kind, '')).parent.glob('*_*.mp4'))
     rows = [np.vstack([first('original', name[:3]), *(label_forged(first(m, name)) for m in NEURAL)]) for name in names[::max(1, len(names)//n)][:n]]
     save_image(to, cv2.resize(np.hstack(rows), None, fx=.6, fy=.6, interpolation=cv2.INTER_AREA), quality=85)
-
-
-def gains(scores):
-    "Every model against the first, on the same videos: each method, and the five known ones together"
-    first, *others = scores
-    videos = {name: UNITS['video'](t) for name, t in scores.items()}
-    for name in others:
-        for (what, crf), g in videos[name].groupby(['dataset', 'compression']):
-            same = videos[first][(videos[first].dataset == what) & (videos[first].compression == crf)]
-            for method, kinds in {'the known five': METHODS, **{m: [m] for m in (*METHODS, *NEURAL)}}.items():
-                d = gain(*([t[(t.label == 0) | t.method.isin(list(kinds))]] for t in (g, same)))
-                yield dict(model=name, against=first, dataset=what, compression=crf, method=method, value=round(d.value, 4), lo=round(d.lo, 4), hi=round(d.hi, 4))
 
 
 def main():

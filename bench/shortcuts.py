@@ -22,6 +22,7 @@ from madd.generalise import Only, gain, mean_auc
 from madd.model import model_folder
 from madd.predict import Detector
 from madd.sources import face_source
+from weights import compared
 
 SCENES, HARD, TURNED = 6, .5, .25   # per person; how hard cameras and routes are; share of forgeries with the traces around them
 
@@ -112,10 +113,17 @@ def trace_rows(t, first):
         yield dict(traces=traces, pairs=int(g.label.sum()), auc=auc.value, auc_lo=auc.lo, auc_hi=auc.hi, gain=more.value, gain_lo=more.lo, gain_hi=more.hi)
 
 
+def forge_of(folder):
+    "The version of the forge a model was trained on, if bench/weights.py has written it down"
+    results = model_folder(folder)/'results.json'
+    return read_json(results)['about'].get('forge', 1) if results.exists() else None
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--model', action='append', type=named, help='a name or a folder; may be given several times (default: madd-lite)')
     p.add_argument('--out', type=Path, default=Path('bench/results/shortcuts.json')); p.add_argument('--people', type=int, help='only the first so many, to see that it runs')
+    p.add_argument('--clips', type=Path, help='folder of a training of bench/weights.py, whose clips the models judge as well, to be compared person by person with the first')
     a = p.parse_args()
     torch.set_num_threads(1); reuse_memory()
     folders = dict(a.model or [named('madd-lite')])
@@ -125,11 +133,10 @@ def main():
     edits, pairs = (pd.DataFrame(make(pool, detectors)) for make in (honest, forged))
     lost = {what: int(t.prob.isna().sum()) for what, t in (('edits', edits), ('forgeries', pairs))}
     of = {name: [t[(t.model == name) & t.prob.notna()] for t in (edits, pairs)] for name in detectors}
-    about = {name: read_json(model_folder(folder)/'results.json')['about'] for name, folder in folders.items()}
-    models = [dict(model=name, fingerprint=d.fingerprint, forge=about[name].get('forge', 1), high=d.settings.high,
+    models = [dict(model=name, fingerprint=d.fingerprint, forge=forge_of(folders[name]), high=d.settings.high,
                    edits=list(edit_rows(of[name][0], d.settings.high)), forgeries=list(trace_rows(of[name][1], of[next(iter(of))][1]))) for name, d in detectors.items()]
     write_json(a.out, dict(date=today(), command=command(), hardware=cpu(), threads=1, forge=FORGE_VERSION, people=len(pool), scenes=SCENES, hard=HARD, lost=lost,
-                           data='portraits of people nobody trained on, public domain; pictures by the endless forge; one cut per face; intervals over people', models=models))
+                           data='portraits of people nobody trained on, public domain; pictures by the endless forge; one cut per face; intervals over people', models=models, **(dict(gains=compared(folders, a.clips)) if a.clips else {})))
     for m in models: print(m['model'], m['fingerprint'], pd.DataFrame(m['edits']).round(3).to_string(index=False), pd.DataFrame(m['forgeries']).round(3).to_string(index=False), sep='\n')
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 
-from common import apart, command, cpu, files_of, looks_of, today
+from common import apart, command, cpu, files_of, gains, looks_of, today
 from madd.calibrate import calibration_of, set_calibration
 from madd.card import write_card
-from madd.core import REAL, UserError, progress, read_json
+from madd.core import REAL, UserError, progress, read_json, reuse_memory
 from madd.data import index
 from madd.endless import FORGE_VERSION, ForgeConfig, split_people
 from madd.evaluate import metrics_table, score_crops, write_results
@@ -101,6 +101,16 @@ def agreement(rows, shipped):
     both = rows.merge(pd.DataFrame(shipped), on=key, suffixes=('', '_shipped'))
     both = both[(both.model == 'madd-lite') & (both.level == 'video')]
     return both.assign(agrees=(both.auc >= both.lo_shipped) & (both.auc <= both.hi_shipped))[[*key[2:], 'auc', 'auc_shipped', 'lo_shipped', 'hi_shipped', 'agrees']]
+
+
+def compared(models, clips):
+    "Every model (name -> folder) against the first, person by person, on the clips that an earlier call left in its --out: people who validate, people kept for the end, built-in identities"
+    reuse_memory()
+    nets, source = {name: load(folder) for name, folder in models.items()}, face_source('portraits')
+    people = split_people([source[i][0] for i in range(len(source))], 0, *PEOPLE[:2])
+    scores = measured(nets, people, source, AstronautFaces(PEOPLE[2], seed=1), clips)
+    val = index(clips/'val'/'data').assign(split='val')
+    return list(gains({name: pd.concat([apart(judged(Detector(net, device='cpu'), val), 'people who validate'), scores[name]], ignore_index=True) for name, net in nets.items()}))
 
 
 def main():

@@ -583,8 +583,7 @@ def forge_config(values:dict) -> ForgeConfig:
         if not good: raise UserError(f'forge.{key} must be {"text" if kinds[key] is str else "a number, 0 or more"}, got {value!r}.')
     c = ForgeConfig(**values)
     if c.left_out and c.left_out not in FAMILIES: raise UserError(f'There is no family {c.left_out!r}; choose one of {", ".join(FAMILIES)}.')
-    for key in ('cross', 'turned', 'retouch'):
-        if getattr(c, key) > 1: raise UserError(f'forge.{key} is a share and must not exceed 1, got {getattr(c, key)!r}.')
+    if over := [k for k in ('cross', 'turned', 'retouch') if getattr(c, k) > 1]: raise UserError(f'forge.{over[0]} is a share and must not exceed 1, got {getattr(c, over[0])!r}.')
     if min(c.pairs, c.val_pairs) < 2 or c.val < 2: raise UserError('The endless forge needs at least 2 pairs to train with, and 2 pairs of 2 people to validate with.')
     if c.people == 1: raise UserError('forge.people is 0 (everybody) or at least 2: a swap needs two people.')
     return c
