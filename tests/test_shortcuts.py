@@ -99,3 +99,15 @@ def test_the_record_holds_every_question_of_every_model(bench):
         for r in [*m['edits'], *m['forgeries']]: assert r['auc_lo'] <= r['auc'] <= r['auc_hi']
         for r in m['edits']: assert r['share_lo'] <= r['share'] <= r['share_hi']
         assert sum(r['pairs'] for r in m['forgeries'] if r['traces'] != 'both') == next(r['pairs'] for r in m['forgeries'] if r['traces'] == 'both')
+
+
+@pytest.mark.parametrize('name', ['shortcuts', 'shortcuts_turned', 'retouch', 'forge_versions'])
+def test_records_name_no_machine_and_give_every_number_its_interval(name):
+    path = ROOT/f'bench/results/{name}.json'
+    record = read_json(path)
+    assert not any(w in path.read_text() for w in ('/tmp', '/home/', '/work', '/root')) and {'date', 'command', 'data', 'models'} <= set(record)
+    assert len({m['fingerprint'] for m in record['models']}) == len(record['models']) > 1
+    for r in record.get('gains', []): assert r['lo'] <= r['value'] <= r['hi'] and r['model'] != r['against']
+    if name in ('retouch', 'forge_versions'):
+        slices = {(r['model'], r['dataset'], r['compression']) for r in record['gains'] if r['method'] == 'the known five'}
+        assert len(slices) == 6*len({r['model'] for r in record['gains']}) and len({r['dataset'] for r in record['gains']}) == 3
