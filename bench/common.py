@@ -52,11 +52,11 @@ def scenes(pool, each, seed, hard, desc, turned=0.):
     "Pictures of a real person and of their forgery by the endless forge, travelled alike; `each` scenes per person, every family in turn, with the traces around the face in a share `turned`: (number, person, facts, [real, forged])"
     import numpy as np
     from madd.core import progress
-    from madd.endless import FAMILIES, draw_route, forge_scene, travel
+    from madd.endless import FAMILIES, Shares, draw_route, forge_scene, travel
     for k in progress(range(each*len(pool)), desc=desc):
         i, rng = k % len(pool), np.random.default_rng([k, seed])
         family = list(FAMILIES)[(k//len(pool) + i) % len(FAMILIES)]
-        real, forged, facts = forge_scene(pool.portraits[i], pool.look_alike(i, rng), rng, (family,), hard, turned=turned)
+        real, forged, facts = forge_scene(pool.portraits[i], pool.look_alike(i, rng), rng, (family,), hard, Shares(turned=turned))
         route, at = draw_route(rng, hard), int(rng.integers(2**31))
         yield k, pool.names[i], facts, [travel(rgb, route, at)[0] for rgb in (real.image, forged.image)]
 

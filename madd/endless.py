@@ -6,13 +6,14 @@
 __all__ = ['HOW', 'STEPS', 'DONORS', 'FAMILIES', 'SOLID', 'LEAST', 'RETOUCHES', 'TRACES', 'FORGE_VERSION', 'recolour', 'resample',
            'sharpness', 'denoise', 'recode', 'grain', 'shade', 'own_copy', 'expression', 'look_alike', 'Family',
            'draw_mask', 'forge_one', 'change', 'crossed', 'mirrored', 'rebuilt', 'camera', 'retouch_mask', 'retouched',
-           'draw_route', 'travel', 'treat_all', 'without_traces', 'facing', 'Pair', 'cut', 'forge_scene', 'make_pair',
-           'Pool', 'split_people', 'EndlessPairs', 'EndlessDL', 'people_table', 'endless_dls', 'ForgeConfig',
-           'forge_config', 'everybody', 'endless_loaders']
+           'draw_route', 'travel', 'treat_all', 'without_traces', 'facing', 'Pair', 'Shares', 'cut', 'forge_scene',
+           'make_pair', 'Pool', 'split_people', 'EndlessPairs', 'EndlessDL', 'people_table', 'endless_dls',
+           'ForgeConfig', 'forge_config', 'everybody', 'endless_loaders']
 
 # %% ../nbs/03a_endless.ipynb #8579e829
 import warnings
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 # %% ../nbs/03a_endless.ipynb #9af585e9
 warnings.filterwarnings('ignore', message='.torch.jit.script. is deprecated', category=FutureWarning)   # fastai, while it is imported
@@ -379,6 +380,13 @@ class Pair:
     mask:np.ndarray # (S, S) float32: what was replaced
     facts:dict      # method, change, route; turned: whether the surroundings bear the traces; retouched: whether both were `retouched` before
 
+# %% ../nbs/03a_endless.ipynb #shares01
+class Shares(NamedTuple):
+    "How many of the pairs, 0 to 1, are changed in a way that belongs to no family"
+    cross:float=0.   # Forgeries that are `crossed`
+    turned:float=0.  # Pairs in which the surroundings bear the traces
+    retouch:float=0. # Pairs whose picture was `retouched` before anybody forged
+
 # %% ../nbs/03a_endless.ipynb #fa754d51
 def cut(
     rgb:np.ndarray, landmarks:np.ndarray, # The frame and the face in it
@@ -392,15 +400,14 @@ def forge_scene(
     rng:np.random.Generator,         # Draws everything
     families:tuple=tuple(FAMILIES), # Kinds to choose from
     hard:float=1.,                  # 0 to 1
-    cross:float=0.,                 # Share of forgeries that are `crossed`
-    turned:float=0.,                # Share of pairs in which the surroundings bear the traces
-    retouch:float=0.,               # Share of pairs whose picture was `retouched` before anybody forged
+    shares:Shares=Shares(),         # Of what is changed beside the family
 ) -> tuple: # (real `Portrait`, `Forged`, facts): whole pictures, before the road
     "Photograph and forge"
     real, method = camera(target, rng, hard), families[int(rng.integers(len(families)))]
     family = FAMILIES[method]
-    if cross and rng.uniform() < cross: family, method = crossed(families, rng), 'crossed'
-    honest, around = bool(retouch and rng.uniform() < retouch), bool(turned and rng.uniform() < turned)
+    drawn = lambda share: bool(share and rng.uniform() < share)     # a share of 0 costs no draw
+    if drawn(shares.cross): family, method = crossed(families, rng), 'crossed'
+    honest, around = drawn(shares.retouch), drawn(shares.turned)
     shot = real = retouched(real, rng) if honest else real
     if around: real, family = treat_all(shot, family, rng), without_traces(family)
     forged = forge_one(real, facing(other, real), family, rng, own=shot)
@@ -413,12 +420,10 @@ def make_pair(
     size:int=160, margin:float=.05, # Of the crops
     families:tuple=tuple(FAMILIES), # Kinds to choose from
     hard:float=1.,                  # 0 to 1
-    cross:float=0.,                 # Share of forgeries that are `crossed`
-    turned:float=0.,                # Share of pairs in which the surroundings bear the traces
-    retouch:float=0.,               # Share of pairs whose picture was `retouched` before anybody forged
+    shares:Shares=Shares(),         # Of what is changed beside the family
 ) -> Pair:
     "A scene, both halves sent along the same route and cut out with the same wobble"
-    real, forged, facts = forge_scene(target, other, rng, families, hard, cross, turned, retouch)
+    real, forged, facts = forge_scene(target, other, rng, families, hard, shares)
     route, seed = draw_route(rng, hard), int(rng.integers(2**31))
     wobble = rng.normal(0, .012, (5, 2))*eye_distance(real.landmarks) + rng.normal(0, .03, 2)*eye_distance(real.landmarks)
     margin = max(0., margin + rng.uniform(-.05, .10))
@@ -482,12 +487,10 @@ class EndlessPairs(torch.utils.data.Dataset):
         ramp:int=0,            # Epochs until the hardest pairs are drawn; 0: from the start
         frozen:bool=False,     # The same pairs in every epoch, made once
         masks:bool=False,      # Also hand out what was replaced
-        cross:float=0.,        # As in `make_pair`; what is frozen is never crossed
-        turned:float=0.,       # As in `make_pair`; what is frozen is never turned
-        retouch:float=0.,      # As in `make_pair`; what is frozen is never retouched
+        shares:Shares=Shares(), # As in `make_pair`; what is frozen has none of them
     ):
         self.pool, self.pairs, self.size, self.margin, self.families, self.seed, self.ramp, self.frozen, self.masks = pool, pairs, size, margin, tuple(families), seed, ramp, frozen, masks
-        self.cross, self.turned, self.retouch = (0., 0., 0.) if frozen else (cross, turned, retouch)
+        self.shares = Shares() if frozen else shares
         self.epoch, self.weights, self.last, self.labels = 0, None, (None, None), np.tile([REAL, FAKE], pairs)
         if frozen: self.made = [self._make(k) for k in progress(range(pairs), desc='validation pairs')]
 
@@ -501,7 +504,7 @@ class EndlessPairs(torch.utils.data.Dataset):
         rounds, place = divmod(k, len(self.pool))
         i = int(np.random.default_rng([self.seed, epoch, rounds]).permutation(len(self.pool))[place])
         rng = np.random.default_rng([self.seed, epoch, k, 1])
-        return make_pair(self.pool.portraits[i], self.pool.look_alike(i, rng), rng, self.size, self.margin, self.families, self.hard, self.cross, self.turned, self.retouch)
+        return make_pair(self.pool.portraits[i], self.pool.look_alike(i, rng), rng, self.size, self.margin, self.families, self.hard, self.shares)
 
 # %% ../nbs/03a_endless.ipynb #00f3ca8d
 @patch
@@ -529,7 +532,7 @@ class EndlessDL(CropDL):
 
 def people_table(ds:EndlessPairs) -> pd.DataFrame:
     "What a run writes down about its data: one row per person and label"
-    rows = [dict(dataset='endless forge', method='+'.join([*ds.families, *['crossed']*(ds.cross > 0)]) if y else 'original', compression='', video=n, crop=n, label=y, size=ds.size, margin=ds.margin)
+    rows = [dict(dataset='endless forge', method='+'.join([*ds.families, *['crossed']*(ds.shares.cross > 0)]) if y else 'original', compression='', video=n, crop=n, label=y, size=ds.size, margin=ds.margin)
             for n in ds.pool.names for y in (REAL, FAKE)]
     return pd.DataFrame(rows)
 
@@ -540,14 +543,12 @@ def endless_dls(
     bs:int=32, pairs:int=1024, val_pairs:int=256,
     size:int=160, margin:float=.05, families:tuple=tuple(FAMILIES), seed:int=0, ramp:int=0, num_workers:int=0, device=None,
     masks:bool=False,       # Training batches also hold what was replaced
-    cross:float=0.,         # Share of the training forgeries that are `crossed`
-    turned:float=0.,        # Share of the training pairs in which the surroundings bear the traces
-    retouch:float=0.,       # Share of the training pairs whose picture was `retouched` before anybody forged
+    shares:Shares=Shares(), # Of the training pairs, as in `make_pair`
 ) -> DataLoaders:
     "Endless training batches and frozen validation pairs of other people"
     if bs % 2: raise UserError(f'A batch holds pairs, so the batch size must be even, not {bs}.')
     names = people['train'][:n_people] if n_people else people['train']
-    tr = EndlessPairs(pool.part(names), pairs, size, margin, families, seed, ramp, masks=masks, cross=cross, turned=turned, retouch=retouch)
+    tr = EndlessPairs(pool.part(names), pairs, size, margin, families, seed, ramp, masks=masks, shares=shares)
     va = EndlessPairs(pool.part(people['val']), val_pairs, size, margin, families, seed, frozen=True)
     device = device or default_device()
     loader = lambda ds, n, **kw: EndlessDL(ds, bs=bs, num_workers=n, device=device, pin_memory=torch.device(device).type == 'cuda', **kw)
@@ -583,7 +584,7 @@ def forge_config(values:dict) -> ForgeConfig:
         if not good: raise UserError(f'forge.{key} must be {"text" if kinds[key] is str else "a number, 0 or more"}, got {value!r}.')
     c = ForgeConfig(**values)
     if c.left_out and c.left_out not in FAMILIES: raise UserError(f'There is no family {c.left_out!r}; choose one of {", ".join(FAMILIES)}.')
-    if over := [k for k in ('cross', 'turned', 'retouch') if getattr(c, k) > 1]: raise UserError(f'forge.{over[0]} is a share and must not exceed 1, got {getattr(c, over[0])!r}.')
+    if over := [k for k in Shares._fields if getattr(c, k) > 1]: raise UserError(f'forge.{over[0]} is a share and must not exceed 1, got {getattr(c, over[0])!r}.')
     if min(c.pairs, c.val_pairs) < 2 or c.val < 2: raise UserError('The endless forge needs at least 2 pairs to train with, and 2 pairs of 2 people to validate with.')
     if c.people == 1: raise UserError('forge.people is 0 (everybody) or at least 2: a swap needs two people.')
     return c
@@ -604,4 +605,4 @@ def endless_loaders(
     c = forge_config(config)
     pool = pool or everybody(c)
     families = tuple(f for f in FAMILIES if f != c.left_out)
-    return endless_dls(pool, split_people(pool.names, 0, c.val, c.test), c.people, bs, c.pairs, c.val_pairs, size, c.margin, families, seed, c.ramp, num_workers, device, masks, c.cross, c.turned, c.retouch)
+    return endless_dls(pool, split_people(pool.names, 0, c.val, c.test), c.people, bs, c.pairs, c.val_pairs, size, c.margin, families, seed, c.ramp, num_workers, device, masks, Shares(**{k: getattr(c, k) for k in Shares._fields}))
