@@ -55,11 +55,13 @@ class CropsIn(nn.Module):
     ):
         super().__init__()
         self.model, self.maps = model, hasattr(model, 'analyse')
+        self.dtype = next((p.dtype for p in model.parameters()), torch.float32)   # of what it computes in: `model.half()` reads half floats
         for name, value in zip('ab', pixel_line(getattr(model, 'input', INPUT))): self.register_buffer(name, value, persistent=False)
         self.eval()
 
     def forward(self, crops:Tensor):
-        x = crops.permute(0, 3, 1, 2).contiguous().float()/self.a - self.b    # (B, 3, S, S)
+        x = crops.permute(0, 3, 1, 2).contiguous().float()/self.a - self.b
+        x = x.to(self.dtype)                                                  # (B, 3, S, S)
         if not self.maps: return self.model(x)                                # (B, 2)
         seen = self.model.analyse(x)
         return seen.logits, seen.attention                                    # (B, 2), (B, M, h, w)
