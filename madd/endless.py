@@ -7,7 +7,7 @@ __all__ = ['HOW', 'STEPS', 'DONORS', 'FAMILIES', 'SOLID', 'LEAST', 'RETOUCHES', 
            'sharpness', 'denoise', 'recode', 'grain', 'shade', 'own_copy', 'expression', 'look_alike', 'Family',
            'draw_mask', 'forge_one', 'change', 'crossed', 'mirrored', 'rebuilt', 'camera', 'retouch_mask', 'retouched',
            'draw_route', 'travel', 'treat_all', 'without_traces', 'facing', 'Pair', 'Shares', 'cut', 'forge_scene',
-           'make_pair', 'Pool', 'split_people', 'EndlessPairs', 'EndlessDL', 'people_table', 'endless_dls',
+           'make_pair', 'Pool', 'split_people', 'EndlessPairs', 'strangers', 'EndlessDL', 'people_table', 'endless_dls',
            'ForgeConfig', 'forge_config', 'everybody', 'endless_loaders']
 
 # %% ../nbs/03a_endless.ipynb #8579e829
@@ -491,7 +491,8 @@ class EndlessPairs(torch.utils.data.Dataset):
     ):
         self.pool, self.pairs, self.size, self.margin, self.families, self.seed, self.ramp, self.frozen, self.masks = pool, pairs, size, margin, tuple(families), seed, ramp, frozen, masks
         self.shares = Shares() if frozen else shares
-        self.epoch, self.weights, self.last, self.labels = 0, None, (None, None), np.tile([REAL, FAKE], pairs)
+        self.epoch, self.weights, self.labels = 0, None, np.tile([REAL, FAKE], pairs)
+        self.kept, self.keep, self.of = {}, 1, None   # pairs whose other half is still to be asked for, how many of them, and of which epoch
         if frozen: self.made = [self._make(k) for k in progress(range(pairs), desc='validation pairs')]
 
     def __len__(self): return 2*self.pairs
@@ -511,8 +512,10 @@ class EndlessPairs(torch.utils.data.Dataset):
 def pair(self:EndlessPairs, k:int) -> Pair:
     "Pair `k` of this epoch"
     if self.frozen: return self.made[k]
-    if self.last[0] != (self.epoch, k): self.last = (self.epoch, k), self._make(k)
-    return self.last[1]
+    if self.of != self.epoch: self.of, self.kept = self.epoch, {}
+    if k not in self.kept: self.kept[k] = self._make(k)
+    while len(self.kept) > self.keep: del self.kept[next(iter(self.kept))]     # the oldest
+    return self.kept[k]
 
 @patch
 def bytes(self:EndlessPairs, i:int):
@@ -521,14 +524,25 @@ def bytes(self:EndlessPairs, i:int):
     item = torch.from_numpy(p.fake if fake else p.real).permute(2, 0, 1).contiguous(), fake
     return (*item, torch.from_numpy(_bytes(255*fake*p.mask))[None]) if self.masks else item
 
+# %% ../nbs/03a_endless.ipynb #tw1n0002
+def strangers(
+    pairs:int,   # In an epoch
+    half:int,    # Real faces in a batch
+    apart:int=1, # Batches from a real face to its forgery. As many as there are processes: then one process makes both halves
+) -> list: # Items 2k (real) and 2k + 1 (forged), in turn
+    "An order in which no batch holds both halves of a pair, if there is more than one batch"
+    shift = half*apart if half*(apart + 1) <= pairs else min(half, pairs//2)
+    real = np.arange(pairs)
+    return np.stack([2*real, 2*np.roll(real, shift) + 1], 1).ravel().tolist()
+
 # %% ../nbs/03a_endless.ipynb #7d704dd4
 class EndlessDL(CropDL):
-    "Batches that hold both halves of every pair"
+    "Training batches of `strangers`; validation in order"
     def get_idxs(self):
         ds = self.dataset
         ds.epoch = getattr(ds, 'next_epoch', 0)
-        ds.next_epoch = ds.epoch + 1
-        return list(range(self.n))
+        ds.next_epoch, ds.keep = ds.epoch + 1, 2*self.bs
+        return strangers(self.n//2, self.bs//2, max(1, self.fake_l.num_workers)) if self.shuffle else list(range(self.n))
 
 def people_table(ds:EndlessPairs) -> pd.DataFrame:
     "What a run writes down about its data: one row per person and label"
@@ -557,7 +571,7 @@ def endless_dls(
     return dls
 
 # %% ../nbs/03a_endless.ipynb #f1ea613d
-FORGE_VERSION = 4   # raised when the same settings make other pairs: results from before and after must not be mixed
+FORGE_VERSION = 6   # raised when the same settings make other pairs or batches: results from before and after must not be mixed
 
 @dataclass(frozen=True)
 class ForgeConfig:
