@@ -16,7 +16,7 @@ import numpy as np, pandas as pd, torch
 
 from common import command, cpu, named, today
 from madd.core import UserError, progress, reuse_memory, write_json
-from madd.endless import FORGE_VERSION, everybody, forge_config, make_pair, split_people
+from madd.endless import FORGE_VERSION, everybody, forge_config, make_pair, split_people, strangers
 from madd.evaluate import fake_probability
 from madd.export import CropsIn, fingerprint
 from madd.generalise import gain, mean_auc
@@ -39,9 +39,8 @@ def new_pairs(pool, n, size, margin):
 
 def batches(n, company):
     "Items of every batch: 2k is a real face and 2k + 1 its forgery; whole batches only"
-    real = np.arange(n//HALF*HALF)
-    fake = np.roll(real, HALF) if company == 'with strangers' else real
-    return np.stack([2*real, 2*fake + 1], 1).reshape(-1, 2*HALF)
+    n -= n % HALF
+    return np.reshape(strangers(n, HALF) if company == 'with strangers' else range(2*n), (-1, 2*HALF))
 
 
 def statistics(net, of_batch):
