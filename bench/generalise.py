@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Thread
 
 SETTINGS = dict(size=112, batch_size=32, epochs=6, pretrain_epochs=0, where=0., ema=0., lr=1e-3, workers=0, save_seconds=120.,     # every training; on top of madd.runs.TRAININGS['forge']
-                forge=dict(pairs=512, val_pairs=128, margin=.05, ramp=2, people=0, val=40, test=60))                    # people=0: everybody who is left
+                forge=dict(pairs=512, val_pairs=128, margin=.05, ramp=2, retouch=0., people=0, val=40, test=60))        # people=0: everybody who is left
 TEST = dict(other=40, frames=4, crfs=[23, 40], seed=0)                                                                  # people of another source; of the clips
 KINDS = {'madd': {}, 'no ril': dict(ril=False), 'no agda': dict(agda=False), 'plain': dict(model='PlainDetector')}
 CROWDS = [25, 50, 100, 200, 0]                                                                                         # 0: everybody
@@ -25,7 +25,7 @@ import numpy as np, pandas as pd, timm, torch
 
 from common import cpu, sized, today
 from madd.core import UserError, read_json, reuse_memory, write_json
-from madd.endless import FAMILIES, FORGE_VERSION, Pool, endless_loaders, forge_config, split_people
+from madd.endless import FAMILIES, FORGE_VERSION, ForgeConfig, Pool, endless_loaders, forge_config, split_people
 from madd.evaluate import UNITS, fake_logit, score_crops
 from madd.export import fingerprint
 from madd.extract import extract
@@ -145,6 +145,12 @@ def threshold_of(model, loader):
     return float(np.quantile(1/(1 + np.exp(-z[y == 0])), 1 - CALLED, method='higher')), int((y == 0).sum())
 
 
+def spelled(settings):
+    "Settings with what they do not name: it stood where its default is now, so a new entry must be off by default"
+    whole = asdict(RunConfig()) | settings
+    return json.loads(json.dumps(whole | dict(forge=asdict(ForgeConfig()) | whole['forge'])))
+
+
 def settings_of(c, o):
     "What a cell says about its training; no path of a machine"
     return asdict(c) | dict(forge=c.forge | dict(faces='a folder' if os.sep in o.faces else o.faces))
@@ -197,8 +203,8 @@ def recalled(o):
     lacking = [f.parent for f in sorted(kept(o).glob('*/cell.json')) if not (o.work/'cells'/f.parent.name/'cell.json').exists()]
     for at in lacking:
         c = read_json(at/'cell.json')
-        same = json.loads(json.dumps(settings_of(config((c['kind'], c['left_out'], c['crowd'], c['seed']), o), o)))
-        if (c.get('forge'), json.loads(json.dumps(asdict(RunConfig()))) | c['settings']) != (FORGE_VERSION, same):   # what a run could not be told then stood where its default is now: a new entry must be off by default
+        same = settings_of(config((c['kind'], c['left_out'], c['crowd'], c['seed']), o), o)
+        if (c.get('forge'), spelled(c['settings'])) != (FORGE_VERSION, spelled(same)):
             raise UserError(f'{at} was trained with another forge or other settings than this call has: give the same settings, or another --out.')
     return lacking
 
