@@ -179,7 +179,7 @@ def over(
 # %% ../nbs/11b_runs.ipynb #63f01f62
 TRAININGS = dict(forge=dict(
     backbone='tf_efficientnet_lite0', size=160, batch_size=32, pretrain_epochs=20, pretrain_lr=7e-4, where=1., epochs=3, lr=1e-4, ema=.99, workers=1, save_seconds=300.,
-    forge=dict(faces='portraits', pairs=2000, val_pairs=300, margin=.05, ramp=4, retouch=.3)))
+    forge=dict(faces='portraits', pairs=2000, val_pairs=300, margin=.05, ramp=4)))
 
 def read_config(
     path:str|Path=None, # A YAML file; only defaults without one
