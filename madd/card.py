@@ -184,7 +184,7 @@ def reading_facts(
 # %% ../nbs/12d_card.ipynb #88bc2683
 FORGE_LIMITS = ('What it has learnt comes from forgeries that madd makes of portraits: swapped faces, moved features, pasted patches. Faces that a generator made from nothing, and pictures that were generated as a whole, were not among them.',
                 'Everybody it has learnt from it knows from one still picture. How it treats people, cameras and platforms that differ from those is known as far as somebody has measured it, and no further.',
-                'What it has learnt to see is that a part of a picture was treated otherwise than the rest. A beauty filter, the portrait mode of a camera or a retouched face may look like a forgery to it, although nobody was replaced.')
+                'What it has learnt to see is that a part of a picture was treated otherwise than the rest. A face that was retouched, softened by a filter or lit otherwise than what is around it may look like a forgery to it, although nobody was replaced.')
 LIMITS = ('Forgeries of kinds it was not trained on, other cameras, stronger compression and other crops than those above were not part of its training; a score on them is a guess until somebody measures it.',
           'It judges faces that a detector finds. What has no visible face gets no verdict, and what is forged outside the face is not seen.',
           'It must not be the only ground for a decision about a person.')

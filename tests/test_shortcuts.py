@@ -101,7 +101,18 @@ def test_the_record_holds_every_question_of_every_model(bench):
         assert sum(r['pairs'] for r in m['forgeries'] if r['traces'] != 'both') == next(r['pairs'] for r in m['forgeries'] if r['traces'] == 'both')
 
 
-@pytest.mark.parametrize('name', ['shortcuts', 'shortcuts_turned', 'retouch', 'forge_versions'])
+def test_the_training_that_retouched_is_on_record_and_differs_in_nothing_else():
+    from madd.model import model_folder
+    path = ROOT/'bench/results/retouched.json'
+    assert not any(w in path.read_text() for w in ('/tmp', '/home/', '/work', '/root'))
+    calm, ours = read_json(path)['about'], read_json(model_folder('madd-lite')/'results.json')['about']
+    assert calm['fingerprints']['madd-lite'] in {m['fingerprint'] for m in read_json(RECORD)['models']}
+    assert [len(calm['history'][s]) for s in ('first stage', 'second stage')] == [len(ours['history'][s]) for s in ('first stage', 'second stage')] == [20, 3]
+    for k in ('forge', 'people', 'hardware', 'threads'): assert calm[k] == ours[k], k
+    for k in ('epochs', 'lr', 'wd', 'batch_size', 'schedule', 'seed', 'ril', 'agda', 'steps'): assert calm['training'][k] == ours['training'][k], k
+
+
+@pytest.mark.parametrize('name', ['shortcuts', 'shortcuts_versions', 'shortcuts_turned', 'retouch', 'forge_versions'])
 def test_records_name_no_machine_and_give_every_number_its_interval(name):
     path = ROOT/f'bench/results/{name}.json'
     record = read_json(path)
