@@ -75,9 +75,9 @@ def training_facts(
     run, where, end = read_yaml(folder/'config.yaml'), record('environment.json'), record('train.json')
     either = lambda key: end.get(key, run.get(key))
     return data_facts(notes, run) | {
-            'fingerprint of the crops': (where.get('data') or '')[:12], 'epochs of the backbone alone': run.get('pretrain_epochs'), **({'the backbone after that': 'at rest'} if run.get('freeze') else {}), 'weight of the question where': run.get('where', 0.) if run else None, 'epochs': either('epochs'), 'best epoch': end.get('best_epoch'), 'batch size': either('batch_size'), 'schedule': either('schedule'),
+            'fingerprint of the crops': (where.get('data') or '')[:12], 'epochs of the backbone alone': run.get('pretrain_epochs'), **({'its learning rate': run.get('pretrain_lr')} if run.get('pretrain_epochs') else {}), **({'the backbone after that': 'at rest'} if run.get('freeze') else {}), 'weight of the question where': run.get('where', 0.) if run else None, 'epochs': either('epochs'), 'best epoch': end.get('best_epoch'), 'batch size': either('batch_size'), 'schedule': either('schedule'),
             'learning rate': either('lr'), 'seed': either('seed'), 'average of the weights': run.get('ema'), 'RIL': either('ril'), 'AGDA': either('agda'), 'precision': run.get('precision'),
-            'computed on': where.get('device') or end.get('device'), 'minutes': end['seconds']/60 if 'seconds' in end else None, 'software': {k: v for k in ('madd', 'git', 'torch', 'timm', 'python') if (v := where.get(k) or end.get(k))},
+            'computed on': where.get('device') or end.get('device'), 'minutes' + ', without those of the backbone alone'*bool(run.get('pretrain_epochs')): end['seconds']/60 if 'seconds' in end else None, 'software': {k: v for k in ('madd', 'git', 'torch', 'timm', 'python') if (v := where.get(k) or end.get(k))},
             'converted from': notes.get('converted_from')}
 
 # %% ../nbs/12d_card.ipynb #ae7bb5fd
@@ -142,7 +142,7 @@ def whose(
     return 'None of the models measured has the fingerprint of this one: its weights, configuration or thresholds have changed since, or these are the numbers of another model.'
 
 # %% ../nbs/12d_card.ipynb #7232ea29
-MEASURED = dict(data='data', split='split', protocol='protocol', models='models', people='people', hours='hours of training', hardware='measured on', threads='threads', milliseconds_per_face='milliseconds per face, one at a time', date='date')
+MEASURED = dict(data='data', forge='version of the endless forge', split='split', protocol='protocol', models='models', people='people', hours='hours of training', hardware='measured on', threads='threads of the training', milliseconds_per_face='milliseconds per face, one at a time', date='date')
 
 def alarms_table(
     rows:list, # `portraits_called_fake` of a record: group, n, called, share, lo, hi
@@ -150,7 +150,7 @@ def alarms_table(
     "Untouched pictures that were called fake"
     if not rows: return ''
     line = lambda r: f'| {escape(r.get("group"), 60)} | {escape(r.get("n"))} | {escape(r.get("called"))} | {escape(r.get("share"))} | {escape(r.get("lo"))} | {escape(r.get("hi"))} |'
-    return '\n'.join(['Untouched pictures, one per person, that were called *likely fake*, with exact 95 % intervals of the share:', '', '| group | pictures | called fake | share | lo | hi |', '|:--|:--|:--|:--|:--|:--|', *map(line, rows)])
+    return '\n'.join(['Untouched pictures, one per person, that were called *likely fake*, with exact 95 % intervals of the share (by class of skin colour, as far as a picture shows it):', '', '| group | pictures | called fake | share | lo | hi |', '|:--|:--|:--|:--|:--|:--|', *map(line, rows)])
 
 # %% ../nbs/12d_card.ipynb #7a90fba0
 def scores_section(
