@@ -74,10 +74,11 @@ def training_facts(
     record = lambda name: dict(read_json(folder/name)) if (folder/name).is_file() else {}
     run, where, end = read_yaml(folder/'config.yaml'), record('environment.json'), record('train.json')
     either = lambda key: end.get(key, run.get(key))
+    staged = bool(run.get('pretrain_epochs')); second = ' of the second stage'*staged    # train.json tells of the last stage
     return data_facts(notes, run) | {
-            'fingerprint of the crops': (where.get('data') or '')[:12], 'epochs of the backbone alone': run.get('pretrain_epochs'), **({'its learning rate': run.get('pretrain_lr')} if run.get('pretrain_epochs') else {}), **({'the backbone after that': 'at rest'} if run.get('freeze') else {}), 'weight of the question where': run.get('where', 0.) if run else None, 'epochs': either('epochs'), 'best epoch': end.get('best_epoch'), 'batch size': either('batch_size'), 'schedule': either('schedule'),
-            'learning rate': either('lr'), 'seed': either('seed'), 'average of the weights': run.get('ema'), 'RIL': either('ril'), 'AGDA': either('agda'), 'precision': run.get('precision'),
-            'computed on': where.get('device') or end.get('device'), 'minutes' + ', without those of the backbone alone'*bool(run.get('pretrain_epochs')): end['seconds']/60 if 'seconds' in end else None, 'software': {k: v for k in ('madd', 'git', 'torch', 'timm', 'python') if (v := where.get(k) or end.get(k))},
+            'fingerprint of the crops': (where.get('data') or '')[:12], 'epochs of the backbone alone': run.get('pretrain_epochs'), **({'its learning rate': run.get('pretrain_lr')} if staged else {}), **({'the backbone after that': 'at rest'} if run.get('freeze') else {}), 'weight of the question where': run.get('where', 0.) if run else None, 'epochs': either('epochs'), 'best epoch': end.get('best_epoch'), 'batch size': either('batch_size'), 'schedule': either('schedule'),
+            'learning rate' + second: either('lr'), 'seed': either('seed'), 'average of the weights': run.get('ema'), 'RIL': either('ril'), 'AGDA': either('agda'), 'precision': run.get('precision'),
+            'computed on': where.get('device') or end.get('device'), 'minutes' + second: end['seconds']/60 if 'seconds' in end else None, 'software': {k: v for k in ('madd', 'git', 'torch', 'timm', 'python') if (v := where.get(k) or end.get(k))},
             'converted from': notes.get('converted_from')}
 
 # %% ../nbs/12d_card.ipynb #ae7bb5fd
